@@ -1,0 +1,111 @@
+"""The command line: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import output
+from benchmarks.harness import DEFAULT, FASTDL, Case, Options, Result, run_case
+from benchmarks.limits import last_level_cache_bytes, measure_limits
+from benchmarks.machine import describe_machine, keep_freed_memory
+from benchmarks.models import digits
+from benchmarks.models.breakdown import breakdown_lines, measure_breakdowns
+from benchmarks.suite import select_cases
+from benchmarks.summary import HEADINGS, row
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What to measure, how long, and where to write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--op", nargs="+", default=[], help="only these ops or bench files")
+    parser.add_argument("--models", action="store_true", help="only whole models, with breakdown")
+    parser.add_argument("--full", action="store_true", help="every shape and dtype, longer samples")
+    parser.add_argument("--compile", action="store_true", help="torch.compile as a candidate")
+    parser.add_argument("--seconds", type=float, help="time of a case (default 1, full 2)")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--default-allocator",
+        action="store_true",
+        help="leave the allocator as it is instead of keeping freed memory",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="directory of the report (default benchmarks/results for a run of everything; "
+        "a run of chosen ops writes files only if this is given)",
+    )
+    return parser.parse_args(argv)
+
+
+def run_models(options: Options, cache_bytes: int) -> list[Result]:
+    """Single steps of every model, each followed by its breakdown by op."""
+    tqdm.write(digits.conversion_report())
+    results = []
+    for case in digits.cases():
+        results.append(run_case(case, options, cache_bytes))
+        tqdm.write(output.table_line(row(results[-1])))
+        inputs = case.make_inputs(options.device)
+        sides = [case.candidates[side](inputs) for side in (DEFAULT, FASTDL)]
+        tqdm.write("\n".join(breakdown_lines(*measure_breakdowns(sides, options.device))))
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write."""
+    arguments = parse_arguments(argv)
+    # Before the first large tensor, so that every block is treated alike.
+    allocator = (
+        "the system's default for both sides"
+        if arguments.default_allocator
+        else keep_freed_memory()
+    )
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    options = Options(
+        device=torch.device(arguments.device),
+        seconds_per_case=arguments.seconds or (2.0 if arguments.full else 1.0),
+        compiled=arguments.compile,
+    )
+    selected: list[Case] = []
+    if arguments.op or not arguments.models:
+        try:
+            selected = select_cases(arguments.op, arguments.full)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+    everything = not arguments.op and not arguments.models
+
+    print("measuring the limits of this machine ...", file=sys.stderr)
+    cache_bytes = last_level_cache_bytes(options.device)
+    report = output.Report(describe_machine(options.device, allocator), measure_limits(options))
+    print("\n".join(report.header()), end="\n\n")
+    print(output.table_line(HEADINGS), flush=True)
+
+    for case in tqdm(selected, unit="case", leave=False):
+        report.results.append(run_case(case, options, cache_bytes, report.limits.floor))
+        tqdm.write(output.table_line(row(report.results[-1])))
+    if (everything or arguments.models) and options.device.type == "cpu":
+        report.results.append(digits.training_result())
+        tqdm.write(output.table_line(row(report.results[-1])))
+    if arguments.models:
+        report.results += run_models(options, cache_bytes)
+
+    print("\n" + "\n".join(output.summary_lines(report) + output.notes(report)))
+    directory = arguments.output or (RESULTS if everything else None)
+    if directory:
+        for path in output.write_files(report, directory):
+            print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Whole models: training steps of fastdl against native torch, and where their time goes."""

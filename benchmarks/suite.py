@@ -1,0 +1,31 @@
+"""The list of all cases, and the names by which `--op` chooses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from benchmarks import bench_adam, bench_layer_norm, bench_overhead, bench_softmax
+from benchmarks.harness import Case
+
+# One line an op file, in the order of the report
+SOURCES: dict[str, Callable[[], Iterable[Case]]] = {
+    "softmax": bench_softmax.cases,
+    "layer_norm": bench_layer_norm.cases,
+    "adam": bench_adam.cases,
+    "overhead": bench_overhead.cases,
+}
+
+
+def select_cases(names: Iterable[str] = (), full: bool = False) -> list[Case]:
+    """Cases of these files or single ops ("layer_norm", "rms_norm", "adamw"); all if none named."""
+    wanted = {name.lower() for name in names}
+    selected = [
+        case
+        for source, cases in SOURCES.items()
+        for case in cases()
+        if not wanted or source in wanted or case.op.lower() in wanted
+    ]
+    known = {*SOURCES, *(case.op.lower() for source in SOURCES.values() for case in source())}
+    if unknown := wanted - known:
+        raise ValueError(f"no such op: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return [case for case in selected if full or not case.full_only]

@@ -1,0 +1,204 @@
+// torch ops of layer_norm and rms_norm: checks and allocation. Formulas: layer_norm_cpu.cpp.
+#include "layer_norm/layer_norm_torch.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "common/parallel.h"
+
+namespace fastdl {
+const char* reason_of_arguments(const at::Tensor& input, at::IntArrayRef normalized_shape,
+                                const at::Tensor& weight, const at::Tensor& bias, int64_t kind) {
+  const int64_t outer = input.dim() - static_cast<int64_t>(normalized_shape.size());
+  if (normalized_shape.empty() || outer < 0 || input.sizes().slice(outer) != normalized_shape) {
+    return "normalized_shape does not fit the input";
+  }
+  const bool mixed = at::isReducedFloatingType(input.scalar_type()) &&
+                     static_cast<NormKind>(kind) == NormKind::kLayerNorm;
+  for (const at::Tensor& parameter : {weight, bias}) {
+    if (!parameter.defined()) continue;
+    if (parameter.sizes() != normalized_shape) return "a parameter of another shape";
+    if (parameter.scalar_type() != input.scalar_type() &&
+        !(mixed && parameter.scalar_type() == at::kFloat)) {
+      return "a parameter of another dtype";
+    }
+  }
+  if (weight.defined() && bias.defined() && weight.scalar_type() != bias.scalar_type()) {
+    return "weight and bias of different dtypes";
+  }
+  return nullptr;
+}
+
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
+
+constexpr int64_t kTaskElements = 16384;  // of a backward, worth a task of its own
+
+bool is_rms(int64_t kind) { return static_cast<NormKind>(kind) == NormKind::kRmsNorm; }
+
+at::ScalarType statistics_dtype(const Tensor& input) {
+  return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
+  return tensor.has_value() && tensor->defined() ? tensor->contiguous() : Tensor();
+}
+
+const void* pointer_or_null(const Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
+}
+
+// Fills what both directions share.
+template <class Args>
+void fill_sizes(Args& args, const Tensor& input, at::IntArrayRef normalized_shape,
+                const Tensor& weight, const Tensor& bias, int64_t kind) {
+  const char* reason = reason_of_arguments(input, normalized_shape, weight, bias, kind);
+  TORCH_CHECK(reason == nullptr, "fastdl::layer_norm: ", reason);
+  const Tensor& typed = weight.defined() ? weight : bias.defined() ? bias : input;
+  const auto dtype = kernel_dtype(input.scalar_type());
+  TORCH_CHECK_NOT_IMPLEMENTED(dtype, "fastdl::layer_norm: no kernel for ", input.scalar_type());
+  args.dtype = *dtype;
+  args.weight_dtype = *kernel_dtype(typed.scalar_type());
+  args.cols = c10::multiply_integers(normalized_shape);
+  args.rows = args.cols == 0 ? 0 : input.numel() / args.cols;
+  args.kind = static_cast<NormKind>(kind);
+}
+
+// With statistics: [mean of each row; rstd of each row], for rms_norm only the latter.
+std::tuple<Tensor, Tensor> forward_cpu(const Tensor& input, at::IntArrayRef normalized_shape,
+                                       const OptionalTensor& weight, const OptionalTensor& bias,
+                                       double eps, int64_t kind, bool with_statistics) {
+  const Tensor x = input.contiguous();
+  const Tensor w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
+  const Tensor output = at::empty(x.sizes(), x.options());
+  NormForwardArgs args{};
+  fill_sizes(args, x, normalized_shape, w, b, kind);
+  args.input = x.const_data_ptr();
+  args.weight = pointer_or_null(w);
+  args.bias = pointer_or_null(b);
+  args.output = output.mutable_data_ptr();
+  args.eps = eps;
+  Tensor statistics;
+  if (with_statistics) {
+    statistics =
+        at::empty({is_rms(kind) ? 1 : 2, args.rows}, x.options().dtype(statistics_dtype(x)));
+    char* const data = static_cast<char*>(statistics.mutable_data_ptr());
+    args.mean = is_rms(kind) ? nullptr : data;
+    args.rstd = is_rms(kind) ? data : data + args.rows * statistics.element_size();
+  }
+  if (args.rows > 0) call_best_isa([&]<CpuIsa isa> { norm_forward<isa>(args); });
+  return {output, statistics};
+}
+
+Tensor layer_norm_cpu(const Tensor& input, at::IntArrayRef normalized_shape,
+                      const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+                      int64_t kind) {
+  return std::get<0>(forward_cpu(input, normalized_shape, weight, bias, eps, kind, false));
+}
+
+std::tuple<Tensor, Tensor> layer_norm_forward_cpu(const Tensor& input,
+                                                  at::IntArrayRef normalized_shape,
+                                                  const OptionalTensor& weight,
+                                                  const OptionalTensor& bias, double eps,
+                                                  int64_t kind) {
+  return forward_cpu(input, normalized_shape, weight, bias, eps, kind, true);
+}
+
+// The gradients of input, weight and bias; an empty tensor for each that is not wanted.
+ThreeTensors layer_norm_backward_cpu(const Tensor& grad_output, const Tensor& input,
+                                     at::IntArrayRef normalized_shape, const OptionalTensor& weight,
+                                     const Tensor& statistics, std::array<bool, 3> wanted,
+                                     at::ScalarType weight_dtype, int64_t kind) {
+  const Tensor grad = grad_output.contiguous(), x = input.contiguous();
+  const Tensor w = contiguous_or_undefined(weight);
+  const auto parameter_options = x.options().dtype(weight_dtype);
+  const Tensor grad_input =
+      wanted[0] ? at::empty(x.sizes(), x.options()) : at::empty({0}, x.options());
+  const Tensor grad_weight = wanted[1] ? at::zeros(normalized_shape, parameter_options)
+                                       : at::empty({0}, parameter_options);
+  const Tensor grad_bias = wanted[2] ? at::zeros(normalized_shape, parameter_options)
+                                     : at::empty({0}, parameter_options);
+  NormBackwardArgs args{};
+  fill_sizes(args, x, normalized_shape, w, wanted[2] ? grad_bias : Tensor(), kind);
+  if (args.rows == 0) return {grad_input, grad_weight, grad_bias};
+  args.weight_dtype = *kernel_dtype(weight_dtype);
+  args.tasks = std::max<int64_t>(
+      1, std::min({num_threads(), args.rows, args.rows * args.cols / kTaskElements}));
+  const Tensor partial_sums = at::empty({args.tasks, 2, args.cols}, statistics.options());
+  const char* const data = static_cast<const char*>(statistics.const_data_ptr());
+  args.grad_output = grad.const_data_ptr();
+  args.input = x.const_data_ptr();
+  args.weight = pointer_or_null(w);
+  args.mean = is_rms(kind) ? nullptr : data;
+  args.rstd = is_rms(kind) ? data : data + args.rows * statistics.element_size();
+  args.grad_input = wanted[0] ? grad_input.mutable_data_ptr() : nullptr;
+  args.grad_weight = wanted[1] ? grad_weight.mutable_data_ptr() : nullptr;
+  args.grad_bias = wanted[2] ? grad_bias.mutable_data_ptr() : nullptr;
+  args.partial_sums = partial_sums.mutable_data_ptr();
+  call_best_isa([&]<CpuIsa isa> { norm_backward<isa>(args); });
+  return {grad_input, grad_weight, grad_bias};
+}
+
+Tensor layer_norm_meta(const Tensor& input, c10::SymIntArrayRef, const OptionalTensor&,
+                       const OptionalTensor&, double, int64_t) {
+  return at::empty_symint(input.sym_sizes(), input.options());
+}
+
+std::tuple<Tensor, Tensor> layer_norm_forward_meta(const Tensor& input,
+                                                   c10::SymIntArrayRef normalized_shape,
+                                                   const OptionalTensor&, const OptionalTensor&,
+                                                   double, int64_t kind) {
+  c10::SymInt rows = 1;
+  for (const auto& size : input.sym_sizes().slice(0, input.dim() - normalized_shape.size())) {
+    rows *= size;
+  }
+  return {at::empty_symint(input.sym_sizes(), input.options()),
+          at::empty_symint({c10::SymInt(is_rms(kind) ? 1 : 2), rows},
+                           input.options().dtype(statistics_dtype(input)))};
+}
+
+ThreeTensors layer_norm_backward_meta(const Tensor&, const Tensor& input,
+                                      c10::SymIntArrayRef normalized_shape, const OptionalTensor&,
+                                      const Tensor&, std::array<bool, 3> wanted,
+                                      at::ScalarType weight_dtype, int64_t) {
+  const auto make = [](bool want, c10::SymIntArrayRef sizes, at::TensorOptions options) {
+    return want ? at::empty_symint(sizes, options) : at::empty({0}, options);
+  };
+  const auto parameter_options = input.options().dtype(weight_dtype);
+  return {make(wanted[0], input.sym_sizes(), input.options()),
+          make(wanted[1], normalized_shape, parameter_options),
+          make(wanted[2], normalized_shape, parameter_options)};
+}
+
+TORCH_LIBRARY_FRAGMENT(fastdl, library) {
+  // kind: 0 layer_norm, 1 rms_norm (no bias)
+  library.def(
+      "layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float "
+      "eps, "
+      "int kind) -> Tensor");
+  library.def(
+      "layer_norm_forward(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, "
+      "float eps, int kind) -> (Tensor output, Tensor statistics)");
+  library.def(
+      "layer_norm_backward(Tensor grad_output, Tensor input, SymInt[] normalized_shape, "
+      "Tensor? weight, Tensor statistics, bool[3] wanted, ScalarType weight_dtype, int kind) -> "
+      "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+}
+TORCH_LIBRARY_IMPL(fastdl, CPU, library) {
+  library.impl("layer_norm", layer_norm_cpu);
+  library.impl("layer_norm_forward", layer_norm_forward_cpu);
+  library.impl("layer_norm_backward", layer_norm_backward_cpu);
+}
+TORCH_LIBRARY_IMPL(fastdl, Meta, library) {
+  library.impl("layer_norm", layer_norm_meta);
+  library.impl("layer_norm_forward", layer_norm_forward_meta);
+  library.impl("layer_norm_backward", layer_norm_backward_meta);
+}
+
+}  // namespace
+}  // namespace fastdl

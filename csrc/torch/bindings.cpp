@@ -1,0 +1,96 @@
+// The extension module: the native table of contents. An op returns None where native torch must
+// compute; a call whose arguments fit no signature does too, so that torch itself reports it.
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "adam/adam_torch.h"
+#include "common/cpu_isa.h"
+#include "common/device_cuda.h"
+#include "common/parallel.h"
+#include "layer_norm/layer_norm_torch.h"
+#include "softmax/softmax_torch.h"
+#include "torch/hand_over.h"
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<fastdl::PlainTensor> {
+  PYBIND11_TYPE_CASTER(fastdl::PlainTensor, const_name("torch.Tensor"));
+
+  bool load(handle source, bool) {
+    if (!THPVariable_CheckExact(source.ptr()) || at::impl::torch_function_mode_enabled()) {
+      return false;
+    }
+    value.tensor = THPVariable_Unpack(source.ptr());
+    return true;
+  }
+};
+
+template <>
+struct type_caster<fastdl::Number> {
+  PYBIND11_TYPE_CASTER(fastdl::Number, const_name("float"));
+
+  bool load(handle source, bool) {
+    if (!PyFloat_Check(source.ptr()) && !PyLong_Check(source.ptr())) return false;
+    value.value = PyFloat_AsDouble(source.ptr());
+    if (PyErr_Occurred() == nullptr) return true;
+    PyErr_Clear();  // an int beyond the range of double
+    return false;
+  }
+};
+
+}  // namespace pybind11::detail
+
+namespace {
+
+using fastdl::SoftmaxKind;
+
+// Binds `function` under `name`, with the catch-all overload that hands over.
+template <class Function>
+void bind_op(py::module_& module, const char* name, Function function) {
+  module.def(name, torch::wrap_pybind_function_no_gil(function));
+  module.def(name, torch::wrap_pybind_function([name = std::string(name)](const py::args&) {
+               fastdl::hand_over(name, "an argument that is not a plain tensor or number");
+               return py::none();
+             }));
+}
+
+template <SoftmaxKind kind>
+std::optional<at::Tensor> softmax_of(const fastdl::PlainTensor& input, int64_t dim,
+                                     std::optional<at::ScalarType> dtype) {
+  return fastdl::softmax(input, dim, dtype, kind);
+}
+
+void torch_parallel_for_pool(int64_t begin, int64_t end, int64_t grain, fastdl::RangeBody body,
+                             void* context) {
+  torch_parallel_for(begin, end, grain, body, context);
+}
+
+int64_t torch_num_threads() {
+  uint32_t threads = 1;
+  torch_get_num_threads(&threads);
+  return threads;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  fastdl::set_thread_pool(torch_parallel_for_pool, torch_num_threads);
+
+  bind_op(module, "softmax", softmax_of<SoftmaxKind::kSoftmax>);
+  bind_op(module, "log_softmax", softmax_of<SoftmaxKind::kLogSoftmax>);
+  bind_op(module, "softmin", softmax_of<SoftmaxKind::kSoftmin>);
+  bind_op(module, "layer_norm", fastdl::layer_norm);
+  bind_op(module, "rms_norm", fastdl::rms_norm);
+  bind_op(module, "adam_step", fastdl::adam_step_all);
+
+  module.def("hand_over", torch::wrap_pybind_function(fastdl::hand_over));
+  module.def("hand_overs", torch::wrap_pybind_function(fastdl::hand_overs));
+  module.def("reset_hand_overs", fastdl::reset_hand_overs);
+  module.def("set_strict", fastdl::set_strict);
+  module.def("why_cuda_device_not_covered", fastdl::why_cuda_device_not_covered);
+  module.def("cpu_isa", [] { return fastdl::cpu_isa_name(fastdl::cpu_isa()); });
+}

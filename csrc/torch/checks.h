@@ -1,0 +1,65 @@
+// What the glue of every op asks of its tensors.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <optional>
+#include <vector>
+
+#include "common/dtype.h"
+
+namespace fastdl {
+
+// An argument from Python that is exactly a torch.Tensor or Parameter (no subclass), while no
+// __torch_function__ mode is on: all others are torch's to dispatch.
+struct PlainTensor {
+  at::Tensor tensor;
+};
+
+// A Python float or int. (With pybind11's own double an int would match only after all overloads.)
+struct Number {
+  double value;
+  operator double() const { return value; }
+};
+
+// The dispatcher's handle of a fastdl op, to be kept in a static.
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+inline std::optional<DType> kernel_dtype(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return DType::kFloat32;
+    case at::kDouble:
+      return DType::kFloat64;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    case at::kHalf:
+      return DType::kFloat16;
+    default:
+      return std::nullopt;
+  }
+}
+
+// Why no kernel covers a call with this tensor now, or nullptr when one does.
+inline const char* reason_to_hand_over(const at::Tensor& tensor) {
+  using c10::DispatchKey;
+  constexpr c10::DispatchKeySet plain_cpu({DispatchKey::CPU, DispatchKey::AutogradCPU,
+                                           DispatchKey::AutocastCPU, DispatchKey::ADInplaceOrView});
+  const c10::DispatchKeySet modes = c10::impl::tls_local_dispatch_key_set().included_;
+  if ((modes.raw_repr() & ~c10::default_included_set.raw_repr()) != 0) {
+    return "a torch.func transform, tracer or dispatch mode is on";
+  }
+  if (!tensor.defined()) return "an undefined tensor";
+  if (!tensor.device().is_cpu()) return "no kernel for this device";
+  if ((tensor.key_set().raw_repr() & ~plain_cpu.raw_repr()) != 0) return "not a plain dense tensor";
+  if (!kernel_dtype(tensor.scalar_type())) return "no kernel for this dtype";
+  if (tensor._fw_grad(/*level=*/0).defined()) return "forward-mode differentiation";
+  return nullptr;
+}
+
+}  // namespace fastdl

@@ -1,0 +1,121 @@
+"""Makes existing models use fastdl's modules, undoes it, and tells what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from fastdl import _C, nn
+
+ModuleType = TypeVar("ModuleType", bound=torch.nn.Module)
+FilterFunction = Callable[[torch.nn.Module, str], bool]
+
+# The twin of each torch.nn class: a subclass that adds no state and overrides forward alone, so
+# that changing an instance's __class__ is all it takes, either way.
+_TWINS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    getattr(torch.nn, name): getattr(nn, name) for name in nn.__all__
+}
+_ORIGINALS = {twin: original for original, twin in _TWINS.items()}
+
+
+def convert(model: ModuleType, filter_fn: FilterFunction | None = None) -> ModuleType:
+    """Makes every supported module in ``model`` its fastdl twin, in place, and returns ``model``.
+
+    Modules whose type is exactly a known ``torch.nn`` class change their ``__class__`` and nothing
+    else: parameters, buffers, hooks, names, ``state_dict`` and ``isinstance`` stay as they are.
+    Subclasses are left alone, as their authors may rely on what they override.
+
+    Args:
+        model: any module; may itself be of a supported type.
+        filter_fn: called with (module, qualified name); False keeps that module native.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"convert() expects a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        twin = _TWINS.get(type(module))
+        if twin is not None and (filter_fn is None or filter_fn(module, name)):
+            module.__class__ = twin
+    return model
+
+
+def revert(model: ModuleType) -> ModuleType:
+    """Makes every fastdl module in ``model`` its ``torch.nn`` original again, in place."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"revert() expects a torch.nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        original = _ORIGINALS.get(type(module))
+        if original is not None:
+            module.__class__ = original
+    return model
+
+
+@dataclass
+class Report:
+    """What :func:`report` found; ``str()`` makes it a table."""
+
+    replaced: list[tuple[str, str]] = field(default_factory=list)  # (name, type)
+    kept: list[tuple[str, str, str]] = field(default_factory=list)  # (name, type, reason)
+    hand_overs: list[tuple[str, str, int]] = field(default_factory=list)  # (op, reason, count)
+
+    def __str__(self) -> str:
+        sections: list[tuple[str, list[tuple[str, ...]]]] = [
+            ("replaced by fastdl", [(name or "(model)", kind) for name, kind in self.replaced]),
+            ("kept", [(name or "(model)", kind, why) for name, kind, why in self.kept]),
+            (
+                "calls handed over to native torch",
+                [(op, f"{count}x", reason) for op, reason, count in self.hand_overs],
+            ),
+        ]
+        lines = []
+        for title, rows in sections:
+            lines.append(f"{title}: {len(rows) or 'none'}")
+            widths = [max(len(row[i]) for row in rows) for i in range(2)] if rows else []
+            for row in rows:
+                cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+                lines.append("  " + "  ".join([*cells, *row[2:]]).rstrip())
+        return "\n".join(lines)
+
+
+def _reason_kept(module: torch.nn.Module) -> str:
+    if type(module) in _TWINS:
+        return "not converted"
+    for original in _TWINS:
+        if isinstance(module, original):
+            return f"a subclass of {original.__name__}: only that exact type is converted"
+    return "no fastdl module of this type"
+
+
+def report(model: torch.nn.Module | None = None) -> Report:
+    """What ``model`` has of fastdl, what was kept and why, and the calls handed over to native.
+
+    Containers that compute nothing themselves are listed only when they could be converted. The
+    hand-overs are those of the whole process since it started or :func:`reset_hand_overs`; without
+    a model only they are given.
+    """
+    result = Report(hand_overs=_C.hand_overs())
+    for name, module in model.named_modules() if model is not None else ():
+        kind = type(module).__name__
+        if isinstance(module, tuple(_ORIGINALS)):
+            result.replaced.append((name, kind))
+        elif isinstance(module, tuple(_TWINS)) or not any(module.children()):
+            result.kept.append((name, kind, _reason_kept(module)))
+    return result
+
+
+def reset_hand_overs() -> None:
+    """Sets the counts of calls handed over to native torch to zero."""
+    _C.reset_hand_overs()
+
+
+@contextmanager
+def strict() -> Iterator[None]:
+    """In this block and thread, a call handed over to native torch is a RuntimeError saying why."""
+    before = _C.set_strict(True)
+    try:
+        yield
+    finally:
+        _C.set_strict(before)

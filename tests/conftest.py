@@ -1,0 +1,62 @@
+"""Options, seeds and fixtures of all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import fastdl
+
+settings.register_profile(
+    "fastdl",
+    deadline=None,  # a first call may load libraries
+    derandomize=True,  # a failure is the same on every machine
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("fastdl")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that need minutes and GiB")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: needs minutes or many GiB; run with --slow")
+    config.addinivalue_line(
+        "markers", "every_isa: also run with each lower instruction set (test_instruction_sets.py)"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="needs --slow"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> Iterator[None]:
+    """Every test starts from the same random numbers and counts, and leaves torch as it was.
+
+    One thread, since almost all tensors here are small: on a busy machine torch's pool would spend
+    more time in waking its threads than in computing. Tests of large tensors ask for `threads`.
+    """
+    torch.manual_seed(20240229)
+    fastdl.reset_hand_overs()
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def threads() -> int:
+    """Three threads, on any machine: work then splits into unequal parts."""
+    torch.set_num_threads(3)
+    return 3

@@ -1,0 +1,116 @@
+"""The formulas that fastdl is measured against, as plainly as torch can write them in float64.
+
+The functions have the names and arguments of torch.nn.functional, so that a case can be called with
+either module. Their gradients are autograd's through these formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def largest(x: Tensor, dim: int) -> Tensor | float:
+    """The maximum along `dim` as a constant; an empty tensor has none and needs none."""
+    return x.detach().amax(dim, keepdim=True) if x.numel() > 0 else 0.0
+
+
+def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """exp(x - max x) / sum exp(x - max x), always in float64: `dtype` is there for the callers."""
+    x = input.double()
+    exponentials = torch.exp(x - largest(x, dim))
+    return exponentials / exponentials.sum(dim, keepdim=True)
+
+
+def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """x - max x - log sum exp(x - max x)."""
+    x = input.double()
+    shifted = x - largest(x, dim)
+    return shifted - torch.log(torch.exp(shifted).sum(dim, keepdim=True))
+
+
+def softmin(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """softmax(-x)."""
+    return softmax(-input.double(), dim)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(mean (x - mean)^2 + eps) * weight + bias over the last dimensions."""
+    x = input.double()
+    dims = tuple(range(-len(normalized_shape), 0))
+    centered = x - x.mean(dims, keepdim=True)
+    output = centered / torch.sqrt(centered.square().mean(dims, keepdim=True) + eps)
+    if weight is not None:
+        output = output * weight.double()
+    if bias is not None:
+        output = output + bias.double()
+    return output
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """x / sqrt(mean x^2 + eps) * weight over the last dimensions."""
+    x = input.double()
+    dims = tuple(range(-len(normalized_shape), 0))
+    output = x / torch.sqrt(x.square().mean(dims, keepdim=True) + eps)
+    return output if weight is None else output * weight.double()
+
+
+@dataclass
+class AdamState:
+    """What Adam keeps for one parameter, in float64; `step` counts the steps taken."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor
+    step: int = 0
+
+    @classmethod
+    def zeros(cls, like: Tensor) -> AdamState:
+        zero = torch.zeros(like.shape, dtype=torch.float64)
+        return cls(zero, zero, zero)
+
+
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    state: AdamState,
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsgrad: bool = False,
+    maximize: bool = False,
+    decoupled_weight_decay: bool = False,
+) -> tuple[Tensor, AdamState]:
+    """One step of Adam (or AdamW, with decoupled decay) as published: new parameter and state."""
+    p, g = param.double(), grad.double()
+    if maximize:
+        g = -g
+    if decoupled_weight_decay:
+        p = p - lr * weight_decay * p
+    else:
+        g = g + weight_decay * p
+    beta1, beta2 = betas
+    step = state.step + 1
+    exp_avg = beta1 * state.exp_avg + (1 - beta1) * g
+    exp_avg_sq = beta2 * state.exp_avg_sq + (1 - beta2) * g * g
+    max_exp_avg_sq = torch.maximum(state.max_exp_avg_sq, exp_avg_sq)
+    mean = exp_avg / (1 - beta1**step)
+    variance = (max_exp_avg_sq if amsgrad else exp_avg_sq) / (1 - beta2**step)
+    p = p - lr * mean / (torch.sqrt(variance) + eps)
+    return p, AdamState(exp_avg, exp_avg_sq, max_exp_avg_sq, step)

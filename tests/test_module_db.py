@@ -1,0 +1,146 @@
+"""The module classes with the inputs of PyTorch's own module database."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing._internal.common_modules import (
+    FunctionInput,
+    ModuleInfo,
+    ModuleInput,
+    module_db,
+)
+
+import fastdl
+from tests.compare import assert_close_or_accurate, assert_same_bits, assert_same_metadata
+from tests.outcome import assert_same_outcome
+from tests.tensors import DTYPES, dtype_name
+
+MODULES = [info for info in module_db if info.module_cls.__name__ in fastdl.nn.__all__]
+
+all_modules = pytest.mark.parametrize("info", MODULES, ids=lambda info: info.name)
+float_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+
+
+def twin(info: ModuleInfo) -> type[nn.Module]:
+    return getattr(fastdl.nn, info.module_cls.__name__)
+
+
+def module_inputs(info: ModuleInfo, dtype: torch.dtype, training: bool) -> list[ModuleInput]:
+    torch.manual_seed(7)
+    inputs = info.module_inputs_func(info, torch.device("cpu"), dtype, True, training)
+    assert inputs
+    return list(inputs)
+
+
+def construct(cls: type[nn.Module], input: ModuleInput, dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(8)
+    arguments = input.constructor_input
+    module = cls(*arguments.args, **arguments.kwargs).to(dtype)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    return module
+
+
+def run(module: nn.Module, input: ModuleInput) -> list[Any]:
+    """The output and all gradients; raises what the module raises."""
+    arguments = input.forward_input
+    output = module(*arguments.args, **arguments.kwargs)
+    leaves = [t for t in (*arguments.args, *arguments.kwargs.values()) if isinstance(t, Tensor)]
+    grad = torch.linspace(-1, 1, output.numel()).reshape(output.shape).to(output.dtype)
+    return [output, *torch.autograd.grad(output, [*leaves, *module.parameters()], grad)]
+
+
+def test_every_module_is_in_the_database() -> None:
+    assert {info.module_cls.__name__ for info in MODULES} == set(fastdl.nn.__all__)
+
+
+@all_modules
+@float_dtypes
+@pytest.mark.parametrize("training", [True, False])
+def test_values_and_gradients_are_those_of_torch(
+    info: ModuleInfo, dtype: torch.dtype, training: bool
+) -> None:
+    for input in module_inputs(info, dtype, training):
+        fast = construct(twin(info), input, dtype).train(training)
+        native = construct(info.module_cls, input, dtype).train(training)
+        with fastdl.strict():
+            actual = run(fast, input)
+        expected = run(native, input)
+        arguments = input.forward_input
+        for values in (arguments.args, arguments.kwargs.values()):
+            assert all(isinstance(value, Tensor) for value in values)
+        doubled = FunctionInput(*(value.double() for value in arguments.args))
+        exact = run(native.double(), ModuleInput(input.constructor_input, doubled))
+        for number, triple in enumerate(zip(actual, expected, exact, strict=True)):
+            assert_same_metadata(*triple[:2], f"{number} of {input.desc}")
+            assert_close_or_accurate(
+                *triple, gradient=number > 0, label=f"{number} of {input.desc}"
+            )
+
+
+@all_modules
+def test_error_inputs_raise_what_torch_raises(info: ModuleInfo) -> None:
+    if info.module_error_inputs_func is None:
+        wrong: list[Any] = ["text", None, 3, torch.zeros(3, dtype=torch.complex64)]
+        for input in module_inputs(info, torch.float32, True)[:1]:
+            fast = construct(twin(info), input, torch.float32)
+            native = construct(info.module_cls, input, torch.float32)
+            for value in wrong:
+                outcome = assert_same_outcome(
+                    lambda: fast(value),  # noqa: B023
+                    lambda: native(value),  # noqa: B023
+                    f"{value!r}",
+                )
+                assert outcome.error is not None
+        return
+    for error in info.module_error_inputs_func(
+        info, torch.device("cpu"), torch.float32, False, True
+    ):
+        arguments = error.module_error_input.constructor_input
+        outcome = assert_same_outcome(
+            lambda: twin(info)(*arguments.args, **arguments.kwargs),  # noqa: B023
+            lambda: info.module_cls(*arguments.args, **arguments.kwargs),  # noqa: B023
+            warnings=False,
+        )
+        assert outcome.error is not None
+
+
+@all_modules
+def test_class_is_torchs_with_another_forward(info: ModuleInfo) -> None:
+    cls = twin(info)
+    assert issubclass(cls, info.module_cls) and cls.__name__ == info.module_cls.__name__
+    own = {name for name in vars(cls) if not name.startswith("__")}
+    assert own == {"forward"}
+
+
+@all_modules
+def test_repr_state_dict_copy_and_pickle_are_those_of_torch(info: ModuleInfo) -> None:
+    for input in module_inputs(info, torch.float32, True):
+        fast = construct(twin(info), input, torch.float32)
+        native = construct(info.module_cls, input, torch.float32)
+        assert repr(fast) == repr(native)
+        assert fast.__dict__.keys() == native.__dict__.keys()
+        native.load_state_dict(fast.state_dict(), strict=True)
+        fast.load_state_dict(native.state_dict(), strict=True)
+        for clone in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+            assert type(clone) is twin(info)
+            for name, value in fast.state_dict().items():
+                assert_same_bits(clone.state_dict()[name], value, name)
+
+
+@all_modules
+def test_initial_parameters_are_those_of_torch(info: ModuleInfo) -> None:
+    for input in module_inputs(info, torch.float32, True):
+        arguments = input.constructor_input
+        modules = []
+        for cls in (twin(info), info.module_cls):
+            torch.manual_seed(3)
+            modules.append(cls(*arguments.args, **arguments.kwargs))
+        for fast, native in zip(*(m.parameters() for m in modules), strict=True):
+            assert_same_bits(fast, native)

@@ -1,0 +1,94 @@
+"""The samples of PyTorch's own operator database, those that must raise an error included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.opinfo.core import OpInfo
+
+import fastdl
+from tests.compare import assert_close_or_accurate, assert_same_bits, assert_same_metadata
+from tests.outcome import assert_same_outcome
+from tests.tensors import DTYPES, dtype_name
+
+OPS = [op for op in op_db if op.name.removeprefix("nn.functional.") in fastdl.functional.__all__]
+CPU = torch.device("cpu")
+
+all_ops = pytest.mark.parametrize("op", OPS, ids=lambda op: op.formatted_name)
+
+
+def twin(op: OpInfo) -> Any:
+    """The function of fastdl for this entry."""
+    return getattr(fastdl.functional, op.name.removeprefix("nn.functional."))
+
+
+def native(op: OpInfo) -> Any:
+    """The function of torch.nn.functional for this entry, since the samples fit its signature."""
+    return getattr(torch.nn.functional, op.name.removeprefix("nn.functional."))
+
+
+def test_every_function_is_in_the_database() -> None:
+    names = {op.name.removeprefix("nn.functional.") for op in OPS}
+    assert names == set(fastdl.functional.__all__)
+
+
+def in_float64(value: Any) -> Any:
+    """The same number or tensor for the exact result."""
+    if not isinstance(value, Tensor):
+        return torch.float64 if isinstance(value, torch.dtype) else value
+    return value.detach().double().requires_grad_(value.requires_grad)
+
+
+@all_ops
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_samples_are_as_accurate_as_with_torch(op: OpInfo, dtype: torch.dtype) -> None:
+    samples = list(op.sample_inputs(CPU, dtype, requires_grad=True))
+    assert samples
+    for sample in samples:
+        before = sample.input.detach().clone()
+        exact = sample.transform(in_float64)
+        results = []
+        for function, used in ((twin(op), sample), (native(op), sample), (native(op), exact)):
+            values = [used.input, *used.args, *used.kwargs.values()]
+            leaves = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
+            output = function(used.input, *used.args, **used.kwargs)
+            grad = torch.linspace(-1, 1, output.numel()).reshape(output.shape).to(output.dtype)
+            results.append([output, *torch.autograd.grad(output, leaves, grad)])
+        for number, (fast, theirs, right) in enumerate(zip(*results, strict=True)):
+            label = f"{number} of {sample.summary()}"
+            assert_same_metadata(fast, theirs, label)
+            assert_close_or_accurate(fast, theirs, right, gradient=number > 0, label=label)
+        assert_same_bits(sample.input.detach(), before, "input afterwards")
+
+
+@all_ops
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=dtype_name)
+def test_other_dtypes_give_the_outcome_of_torch(op: OpInfo, dtype: torch.dtype) -> None:
+    for sample in op.sample_inputs(CPU, torch.float32):
+        input = sample.input.to(dtype)
+        assert_same_outcome(
+            lambda: twin(op)(input, *sample.args, **sample.kwargs),  # noqa: B023
+            lambda: native(op)(input, *sample.args, **sample.kwargs),  # noqa: B023
+            sample.summary(),
+            warnings=False,
+        )
+
+
+@all_ops
+def test_error_inputs_raise_what_torch_raises(op: OpInfo) -> None:
+    if op.error_inputs_func is None:
+        # The database has none for this one; test_bad_input.py has.
+        assert op.name != "nn.functional.rms_norm"
+        return
+    for error_input in op.error_inputs(CPU):
+        sample = error_input.sample_input
+        outcome = assert_same_outcome(
+            lambda: twin(op)(sample.input, *sample.args, **sample.kwargs),  # noqa: B023
+            lambda: native(op)(sample.input, *sample.args, **sample.kwargs),  # noqa: B023
+            sample.summary(),
+        )
+        assert outcome.error is not None

@@ -1,0 +1,125 @@
+"""torch.compile, torch.export, torch.fx and torch.jit see fastdl's modules as they see torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import fastdl
+from tests.cases import FunctionCase, all_cases
+from tests.outcome import assert_alike
+
+SHAPE = (3, 5, 7, 8)
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "Softmax": lambda: fastdl.nn.Softmax(dim=-1),
+    "LogSoftmax": lambda: fastdl.nn.LogSoftmax(dim=1),
+    "Softmin": lambda: fastdl.nn.Softmin(dim=0),
+    "Softmax2d": fastdl.nn.Softmax2d,
+    "LayerNorm": lambda: fastdl.nn.LayerNorm(8),
+    "LayerNorm no bias": lambda: fastdl.nn.LayerNorm(8, bias=False),
+    "RMSNorm": lambda: fastdl.nn.RMSNorm((7, 8)),
+}
+
+all_modules = pytest.mark.parametrize("make", MODULES.values(), ids=list(MODULES))
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    torch.compiler.reset()
+
+
+def test_every_module_is_traced_here() -> None:
+    assert {type(make()).__name__ for make in MODULES.values()} == set(fastdl.nn.__all__)
+
+
+@all_modules
+def test_compile_takes_the_whole_module(make: Callable[[], nn.Module]) -> None:
+    module, x = make(), torch.randn(SHAPE, requires_grad=True)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    fast, eager = compiled(x), module(x)
+    assert_alike(fast, eager)
+    grads = [torch.autograd.grad(y.sin().sum(), [x, *module.parameters()]) for y in (fast, eager)]
+    torch.testing.assert_close(*grads)
+
+
+@all_modules
+def test_compile_through_the_joint_graph(make: Callable[[], nn.Module]) -> None:
+    module, x = make(), torch.randn(SHAPE, requires_grad=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (3, 2):
+        fast, eager = compiled(x[:batch]), module(x[:batch])
+        leaves = [x, *module.parameters()]
+        torch.testing.assert_close(fast, eager)
+        grads = [torch.autograd.grad(y.sin().sum(), leaves) for y in (fast, eager)]
+        torch.testing.assert_close(*grads)
+
+
+@all_cases
+def test_compiled_functions_are_native_ones_that_the_compiler_can_fuse(case: FunctionCase) -> None:
+    graphs: list[fx.GraphModule] = []
+
+    def backend(graph: fx.GraphModule, _: list[Tensor]) -> fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    tensors = case.tensors()
+    compiled = torch.compile(case.fast, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(*tensors), case.native(*tensors))
+    (graph,) = graphs
+    targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert targets and not any("fastdl" in target for target in targets)
+
+
+@all_modules
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_gives_the_program_of_the_torch_module(
+    make: Callable[[], nn.Module], strict: bool
+) -> None:
+    module, x = make().eval(), torch.randn(SHAPE)
+    program = torch.export.export(module, (x,), strict=strict)
+    torch.testing.assert_close(program.module()(x), module(x))
+    native = fastdl.revert(make()).eval()
+    native.load_state_dict(module.state_dict())
+    expected = torch.export.export(native, (x,), strict=strict)
+    operators = [
+        [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+        for exported in (program, expected)
+    ]
+    assert operators[0] == operators[1]
+
+
+@all_modules
+def test_symbolic_trace_of_a_model_gives_the_same_result(make: Callable[[], nn.Module]) -> None:
+    # torch.fx keeps torch.nn modules as leaves, and traces through classes of other packages.
+    model, x = nn.Sequential(make(), nn.Identity()), torch.randn(SHAPE)
+    torch.testing.assert_close(fx.symbolic_trace(model)(x), model(x))
+
+
+@all_cases
+def test_functions_are_recorded_by_symbolic_trace(case: FunctionCase) -> None:
+    _, *parameters = case.tensors()
+    traced = fx.symbolic_trace(lambda input: case.fast(input, *parameters))
+    other = torch.randn(case.shape)
+    torch.testing.assert_close(traced(other), case.native(other, *parameters))
+
+
+@all_modules
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_jit_trace_gives_the_same_result(make: Callable[[], nn.Module]) -> None:
+    module, x = make().eval(), torch.randn(SHAPE)
+    traced = torch.jit.trace(module, (x,))
+    other = torch.randn(SHAPE)
+    torch.testing.assert_close(traced(other), module(other))
+
+
+@all_modules
+def test_make_fx_records_native_operators(make: Callable[[], nn.Module]) -> None:
+    module, x = make(), torch.randn(SHAPE)
+    graph = fx.experimental.proxy_tensor.make_fx(module)(x)
+    torch.testing.assert_close(graph(x), module(x))
+    targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert targets and not any("fastdl" in target for target in targets)

@@ -1,0 +1,133 @@
+"""Compiles every CUDA source for sm_80 and sm_90a and prints what each kernel takes.
+
+Needs nvcc, but neither a GPU nor torch. Fails when a kernel spills registers or has a stack frame
+and is not in cuda_allow_list.txt, where every entry has a reason.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+OBJECTS = ROOT / "build" / "cuda"
+ALLOW_LIST = Path(__file__).with_name("cuda_allow_list.txt")
+ARCHITECTURES = ("80", "90a")
+FLAGS = ("-std=c++20", "-O3", "-DNDEBUG", "-DFASTDL_WITH_CUDA", f"-I{ROOT / 'csrc'}")  # as CMake
+KERNEL = re.compile(
+    r"Function properties for (?P<name>\S+)\n"
+    r"\s*(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads\n"
+    r"(?:ptxas info\s*: Used (?P<registers>\d+) registers(?P<used>.*))?"
+)
+
+
+@dataclass
+class Kernel:
+    """What ptxas says of one function."""
+
+    name: str
+    architecture: str
+    registers: int
+    shared: int
+    stack: int
+    spilled: int
+
+    def line(self) -> str:
+        """The line to print."""
+        return (
+            f"sm_{self.architecture:<5}{self.registers:>4} registers{self.shared:>7} B shared"
+            f"{self.stack:>6} B stack{self.spilled:>6} B spilled  {self.name}"
+        )
+
+
+def demangled(name: str) -> str:
+    """The name without parameters."""
+    command = ["c++filt", "--no-params", name]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def kernels_in(report: str, architecture: str) -> list[Kernel]:
+    """All functions of a report of ptxas."""
+    found = []
+    for match in KERNEL.finditer(report):
+        shared = re.search(r"(\d+) bytes smem", match["used"] or "")
+        found.append(
+            Kernel(
+                demangled(match["name"]),
+                architecture,
+                int(match["registers"] or 0),
+                int(shared[1]) if shared else 0,
+                int(match["stack"]),
+                int(match["stores"]) + int(match["loads"]),
+            )
+        )
+    return found
+
+
+def compile_one(nvcc: str, source: Path, architecture: str) -> tuple[str, list[Kernel]]:
+    """Errors and warnings of nvcc, and the kernels."""
+    name = source.relative_to(ROOT / "csrc").as_posix().replace("/", "-")
+    target = OBJECTS / f"{name}.sm_{architecture}.o"
+    code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    command = [nvcc, *FLAGS, "-Xptxas=-v", code, "-c", str(source), "-o", str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        return f"{source.relative_to(ROOT)} for sm_{architecture}:\n{result.stderr}", []
+    return "", kernels_in(result.stderr + result.stdout, architecture)
+
+
+def allowed_names() -> list[re.Pattern[str]]:
+    """The names in the allow list."""
+    lines = [line for line in ALLOW_LIST.read_text().splitlines() if line.strip()]
+    entries = [line.split("|") for line in lines if not line.startswith("#")]
+    for entry in entries:
+        if len(entry) != 2 or not entry[1].strip():
+            sys.exit(f"{ALLOW_LIST.name}: no reason after '{entry[0]}'")
+    return [re.compile(name.strip()) for name, _ in entries]
+
+
+def main() -> int:
+    """Compile, print, judge."""
+    nvcc = shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '')}/bin:{os.environ['PATH']}")
+    if nvcc is None:
+        sys.exit("nvcc was found neither on PATH nor in CUDA_HOME")
+    OBJECTS.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        (source, architecture)
+        for source in sorted((ROOT / "csrc").rglob("*.cu"))
+        for architecture in ARCHITECTURES
+        if architecture == "90a" or not source.stem.endswith("_sm90")
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(lambda job: compile_one(nvcc, *job), jobs))
+
+    kernels = [kernel for _, found in results for kernel in found]
+    errors = [error for error, _ in results if error]
+    allowed = allowed_names()
+    for kernel in kernels:
+        print(kernel.line())
+        known = any(pattern.search(kernel.name) for pattern in allowed)
+        if (kernel.stack or kernel.spilled) and not known:
+            errors.append(f"spills or has a stack frame: {kernel.line()}")
+    errors += [
+        f"{ALLOW_LIST.name}: nothing is named {pattern.pattern}"
+        for pattern in allowed
+        if not any(pattern.search(kernel.name) for kernel in kernels)
+    ]
+    print(
+        "\n".join(
+            [*errors, f"{len(jobs)} compilations, {len(kernels)} kernels, {len(errors)} errors"]
+        )
+    )
+    return int(bool(errors))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
