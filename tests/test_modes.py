@@ -62,12 +62,12 @@ class Tagged(Tensor):
 class Wrapper(Tensor):
     """A subclass around a tensor, which only __torch_dispatch__ can compute with."""
 
-    inner: Tensor
+    held: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Wrapper:
-        wrapper = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
-        wrapper.inner = inner
+    def __new__(cls, held: Tensor) -> Wrapper:
+        wrapper = Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)
+        wrapper.held = held
         return wrapper
 
     @classmethod
@@ -75,7 +75,7 @@ class Wrapper(Tensor):
         cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         def unwrap(value: Any) -> Any:
-            return value.inner if isinstance(value, Wrapper) else value
+            return value.held if isinstance(value, Wrapper) else value
 
         def wrap(value: Any) -> Any:
             return Wrapper(value) if isinstance(value, Tensor) else value
@@ -161,7 +161,7 @@ def test_subclasses_with_torch_dispatch_are_preserved(case: FunctionCase) -> Non
     wrapped = [Wrapper(tensor) for tensor in tensors]
     output = case.fast(*wrapped)
     assert type(output) is Wrapper
-    torch.testing.assert_close(output.inner, case.native(*tensors))
+    torch.testing.assert_close(output.held, case.native(*tensors))
 
 
 @all_cases
@@ -172,7 +172,7 @@ def test_subclass_as_grad_output_is_preserved(case: FunctionCase) -> None:
     (wrapped,) = torch.autograd.grad(output, leaves[:1], Wrapper(grad), retain_graph=True)
     (plain,) = torch.autograd.grad(output, leaves[:1], grad)
     assert type(wrapped) is Wrapper
-    torch.testing.assert_close(wrapped.inner, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(wrapped.held, plain, rtol=1e-4, atol=1e-5)
 
 
 @all_cases

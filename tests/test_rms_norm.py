@@ -136,7 +136,7 @@ def test_special_values_are_treated_like_torch(dtype: torch.dtype) -> None:
     for size in (4, 5, 16, 37, 131):
         for name, x in special_rows(size, dtype).items():
             if name not in OVERFLOWING_ROWS:
-                x = torch.cat([x, torch.linspace(-1, 1, size).to(dtype)[None]])
+                x = torch.cat([x, spread_rows(size, dtype)])
                 check_function(over((size,)), x, None, label=f"{name}, {size}")
 
 

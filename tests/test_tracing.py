@@ -18,7 +18,6 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "Softmax": lambda: fastdl.nn.Softmax(dim=-1),
     "LogSoftmax": lambda: fastdl.nn.LogSoftmax(dim=1),
     "Softmin": lambda: fastdl.nn.Softmin(dim=0),
-    "Softmax2d": fastdl.nn.Softmax2d,
     "LayerNorm": lambda: fastdl.nn.LayerNorm(8),
     "LayerNorm no bias": lambda: fastdl.nn.LayerNorm(8, bias=False),
     "RMSNorm": lambda: fastdl.nn.RMSNorm((7, 8)),

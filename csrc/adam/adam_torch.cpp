@@ -5,7 +5,9 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "torch/hand_over.h"
 
@@ -34,6 +36,21 @@ const char* reason_of_tensors(const Tensor& param, std::initializer_list<const T
     return "a step count that is not one float32 or float64";
   }
   return nullptr;
+}
+
+// Whether two of these dense tensors share memory: one parallel pass must not update it twice.
+bool any_overlap(TensorList tensors) {
+  std::vector<std::pair<uintptr_t, uintptr_t>> ranges;
+  ranges.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) {
+    const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+    if (tensor.numel() > 0) ranges.emplace_back(begin, begin + tensor.nbytes());
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 1; i < ranges.size(); ++i) {
+    if (ranges[i].first < ranges[i - 1].second) return true;
+  }
+  return false;
 }
 
 double increment(const Tensor& step) {
@@ -146,6 +163,12 @@ std::vector<int64_t> adam_step_all(const std::vector<PlainTensor>& params,
     covered[3].push_back(exp_avg_sqs[i].tensor);
     if (amsgrad) covered[4].push_back(max_exp_avg_sqs[i].tensor);
     covered[5].push_back(steps[i].tensor);
+  }
+  if (any_overlap(covered[0])) {
+    hand_over(decoupled ? "AdamW" : "Adam", "parameters that share memory");
+    left.resize(params.size());
+    std::iota(left.begin(), left.end(), 0);
+    return left;
   }
   if (covered[0].empty()) return left;
   const auto scalar = [](const std::optional<PlainTensor>& tensor) {

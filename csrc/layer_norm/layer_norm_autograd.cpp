@@ -123,15 +123,16 @@ struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
   }
 };
 
-bool requires_grad(const OptionalTensor& tensor) {
-  return tensor.has_value() && tensor->defined() && tensor->requires_grad();
+bool needs_autograd(const Tensor& input, const Tensor& weight, const Tensor& bias) {
+  const auto requires_grad = [](const Tensor& t) { return t.defined() && t.requires_grad(); };
+  return at::GradMode::is_enabled() &&
+         (input.requires_grad() || requires_grad(weight) || requires_grad(bias));
 }
 
 Tensor layer_norm_autograd(const Tensor& input, c10::SymIntArrayRef normalized_shape,
                            const OptionalTensor& weight, const OptionalTensor& bias, double eps,
                            int64_t kind) {
-  if (at::GradMode::is_enabled() &&
-      (input.requires_grad() || requires_grad(weight) || requires_grad(bias))) {
+  if (needs_autograd(input, weight.value_or(Tensor()), bias.value_or(Tensor()))) {
     return LayerNormFunction::apply(input, normalized_shape, weight, bias, eps, kind);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -144,8 +145,7 @@ TORCH_LIBRARY_IMPL(fastdl, Autograd, library) {
   library.impl("layer_norm_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
-std::optional<Tensor> call_or_hand_over(const PlainTensor& input,
-                                        const std::vector<int64_t>& normalized_shape,
+std::optional<Tensor> call_or_hand_over(const PlainTensor& input, const Integers& normalized_shape,
                                         const std::optional<PlainTensor>& weight,
                                         const std::optional<PlainTensor>& bias, double eps,
                                         NormKind kind) {
@@ -153,28 +153,31 @@ std::optional<Tensor> call_or_hand_over(const PlainTensor& input,
   const char* reason = reason_to_hand_over(input.tensor);
   if (reason == nullptr && w.defined()) reason = reason_to_hand_over(w);
   if (reason == nullptr && b.defined()) reason = reason_to_hand_over(b);
+  const at::IntArrayRef shape(normalized_shape.values);
   if (reason == nullptr) {
-    reason = reason_of_arguments(input.tensor, normalized_shape, w, b, static_cast<int64_t>(kind));
+    reason = reason_of_arguments(input.tensor, shape, w, b, static_cast<int64_t>(kind));
+  }
+  if (reason == nullptr && needs_autograd(input.tensor, w, b) &&
+      (input.tensor.is_inference() || (w.defined() && w.is_inference()))) {
+    reason = "an inference tensor that the backward would need";
   }
   if (reason != nullptr) {
     hand_over(kind == NormKind::kRmsNorm ? "rms_norm" : "layer_norm", reason);
     return std::nullopt;
   }
-  return call_layer_norm(input.tensor, c10::fromIntArrayRefSlow(normalized_shape), w, b, eps,
+  return call_layer_norm(input.tensor, c10::fromIntArrayRefSlow(shape), w, b, eps,
                          static_cast<int64_t>(kind));
 }
 
 }  // namespace
 
-std::optional<Tensor> layer_norm(const PlainTensor& input,
-                                 const std::vector<int64_t>& normalized_shape,
+std::optional<Tensor> layer_norm(const PlainTensor& input, const Integers& normalized_shape,
                                  const std::optional<PlainTensor>& weight,
                                  const std::optional<PlainTensor>& bias, Number eps) {
   return call_or_hand_over(input, normalized_shape, weight, bias, eps, NormKind::kLayerNorm);
 }
 
-std::optional<Tensor> rms_norm(const PlainTensor& input,
-                               const std::vector<int64_t>& normalized_shape,
+std::optional<Tensor> rms_norm(const PlainTensor& input, const Integers& normalized_shape,
                                const std::optional<PlainTensor>& weight,
                                std::optional<Number> eps) {
   const bool is_double = input.tensor.scalar_type() == at::kDouble;

@@ -3,13 +3,16 @@
 //   rms_norm    x^ = x rstd, rstd = 1 / sqrt(mean(x^2) + eps);     y = x^ weight
 //   backward    g = dy weight,  dx = rstd (g - mean(g) - x^ mean(g x^)); rms_norm without mean(g)
 //               dweight = sum over rows dy x^,  dbias = sum over rows dy
-// The passes over a row (mean, variance about it, write) find it in L1/L2 after the first, so that
-// memory sees every input once and every output once: forward 2 moves, backward 3. The backward
-// adds the weight gradients of each task's rows in the task's own buffer, and the buffers in order:
-// deterministic. Outputs larger than the cache go past it. Floor: these bytes / copy bandwidth.
+// The passes over a row (mean; variance about it, and the mean's rounding; write) find it in L1/L2
+// after the first, so that memory sees every input once and every output once: forward 2 moves,
+// backward 3. The backward adds the weight gradients of each task's rows in the task's own buffer,
+// and the buffers in order: deterministic. Outputs larger than the cache go past it. Floor: these
+// bytes / copy bandwidth.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
 
 #include "common/dispatch.h"
 #include "common/loops_cpu.h"
@@ -27,19 +30,25 @@ constexpr int64_t kSumLength = 8192;  // elements added in float before going on
 // Rows that the backward takes at once, with two sums and two statistics each in registers.
 constexpr int kSideBySide = kWidth<float> == 16 ? 4 : 2;
 
-// Sum of term(i, count) over a row; lanes past the end must be zero.
-template <class T, class F>
-double sum_row(int64_t cols, F&& term) {
+// Sums over a row of the kTerms vectors that term(i, count) gives; lanes past the end must be zero.
+template <class T, int kTerms, class F>
+std::array<double, kTerms> sum_row(int64_t cols, F&& term) {
   using V = Vec<T>;
-  double sum = 0;
+  std::array<double, kTerms> total{};
   for (int64_t start = 0; start < cols; start += kSumLength) {
-    V sums[kLanes] = {V(0), V(0), V(0), V(0)};
+    V sums[kTerms][kLanes];
+    for (auto& lanes : sums) {
+      for (V& sum : lanes) sum = V(0);
+    }
     for_vectors<T>(std::min(kSumLength, cols - start), [&](int64_t i, auto count, int lane) {
-      sums[lane] = sums[lane] + term(start + i, count);
+      const std::array<V, kTerms> terms = term(start + i, count);
+      for (int t = 0; t < kTerms; ++t) sums[t][lane] = sums[t][lane] + terms[t];
     });
-    sum += reduce_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (int t = 0; t < kTerms; ++t) {
+      total[t] += reduce_sum((sums[t][0] + sums[t][1]) + (sums[t][2] + sums[t][3]));
+    }
   }
-  return sum;
+  return total;
 }
 
 template <class W, class Count>
@@ -58,15 +67,30 @@ void forward_row(const NormForwardArgs& args, int64_t row, bool streaming) {
   const W* const bias = static_cast<const W*>(args.bias);
 
   A mean = 0;
+  double variance;
   if constexpr (kind == NormKind::kLayerNorm) {
-    mean = sum_row<T>(cols, [&](int64_t i, auto count) { return load_vector(x + i, count, 0); }) /
-           cols;
+    const auto sum = [&](int64_t i, auto count) {
+      return std::array{load_vector(x + i, count, A(0))};
+    };
+    mean = sum_row<T, 1>(cols, sum)[0] / cols;
+    // The sum of deviations from the rounded mean corrects both: exact for rows of equal values.
+    const auto [deviations, squares] = sum_row<T, 2>(cols, [&](int64_t i, auto count) {
+      const V centred = load_vector(x + i, count, mean) - V(mean);
+      return std::array{centred, centred * centred};
+    });
+    const double correction = deviations / cols;
+    mean += correction;
+    variance = std::max(0.0, squares / cols - correction * correction);
+    // An overflow must not pass for an infinite variance, which would give zeros.
+    if (!std::isfinite(squares)) variance = std::numeric_limits<double>::quiet_NaN();
+  } else {
+    const auto squares = sum_row<T, 1>(cols, [&](int64_t i, auto count) {
+      const V value = load_vector(x + i, count, A(0));
+      return std::array{value * value};
+    });
+    variance = squares[0] / cols;
   }
-  const double squares = sum_row<T>(cols, [&](int64_t i, auto count) {
-    const V centred = load_vector(x + i, count, mean) - V(mean);
-    return centred * centred;
-  });
-  const A rstd = 1 / std::sqrt(static_cast<A>(squares / cols + args.eps));
+  const A rstd = 1 / std::sqrt(static_cast<A>(variance + args.eps));
   if (args.mean != nullptr) static_cast<A*>(args.mean)[row] = mean;
   if (args.rstd != nullptr) static_cast<A*>(args.rstd)[row] = rstd;
 

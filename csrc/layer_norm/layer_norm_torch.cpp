@@ -37,7 +37,14 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
 
-constexpr int64_t kTaskElements = 16384;  // of a backward, worth a task of its own
+// Into how many ranges of rows the backward splits its sums over rows. A range is worth a thread
+// and short: sums of many rows, one after the other, would lose digits. The number depends on
+// nothing but the sizes and the number of threads, so that two runs add in the same order.
+int64_t backward_tasks(int64_t rows, int64_t cols) {
+  constexpr int64_t longest = 512, worth_a_thread = 16384;  // rows, elements
+  const int64_t threads = std::min(num_threads(), rows * cols / worth_a_thread);
+  return std::max({int64_t{1}, std::min(threads, rows), (rows + longest - 1) / longest});
+}
 
 bool is_rms(int64_t kind) { return static_cast<NormKind>(kind) == NormKind::kRmsNorm; }
 
@@ -59,6 +66,7 @@ void fill_sizes(Args& args, const Tensor& input, at::IntArrayRef normalized_shap
                 const Tensor& weight, const Tensor& bias, int64_t kind) {
   const char* reason = reason_of_arguments(input, normalized_shape, weight, bias, kind);
   TORCH_CHECK(reason == nullptr, "fastdl::layer_norm: ", reason);
+  TORCH_CHECK(kind == 0 || kind == 1, "fastdl::layer_norm: kind must be 0 or 1, not ", kind);
   const Tensor& typed = weight.defined() ? weight : bias.defined() ? bias : input;
   const auto dtype = kernel_dtype(input.scalar_type());
   TORCH_CHECK_NOT_IMPLEMENTED(dtype, "fastdl::layer_norm: no kernel for ", input.scalar_type());
@@ -69,7 +77,8 @@ void fill_sizes(Args& args, const Tensor& input, at::IntArrayRef normalized_shap
   args.kind = static_cast<NormKind>(kind);
 }
 
-// With statistics: [mean of each row; rstd of each row], for rms_norm only the latter.
+// With statistics: [mean of each row; rstd of each row], for rms_norm only the latter. As in torch
+// the output of layer_norm is contiguous, that of rms_norm may be channels_last like its input.
 std::tuple<Tensor, Tensor> forward_cpu(const Tensor& input, at::IntArrayRef normalized_shape,
                                        const OptionalTensor& weight, const OptionalTensor& bias,
                                        double eps, int64_t kind, bool with_statistics) {
@@ -92,6 +101,7 @@ std::tuple<Tensor, Tensor> forward_cpu(const Tensor& input, at::IntArrayRef norm
     args.rstd = is_rms(kind) ? data : data + args.rows * statistics.element_size();
   }
   if (args.rows > 0) call_best_isa([&]<CpuIsa isa> { norm_forward<isa>(args); });
+  if (is_rms(kind)) return {output.contiguous(input.suggest_memory_format()), statistics};
   return {output, statistics};
 }
 
@@ -125,10 +135,14 @@ ThreeTensors layer_norm_backward_cpu(const Tensor& grad_output, const Tensor& in
                                      : at::empty({0}, parameter_options);
   NormBackwardArgs args{};
   fill_sizes(args, x, normalized_shape, w, wanted[2] ? grad_bias : Tensor(), kind);
+  TORCH_CHECK(grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type(),
+              "fastdl::layer_norm_backward: grad_output and input must agree in shape and dtype");
   if (args.rows == 0) return {grad_input, grad_weight, grad_bias};
+  TORCH_CHECK(statistics.numel() == (is_rms(kind) ? 1 : 2) * args.rows &&
+                  statistics.scalar_type() == statistics_dtype(x) && statistics.is_contiguous(),
+              "fastdl::layer_norm_backward: statistics are not those of this input");
   args.weight_dtype = *kernel_dtype(weight_dtype);
-  args.tasks = std::max<int64_t>(
-      1, std::min({num_threads(), args.rows, args.rows * args.cols / kTaskElements}));
+  args.tasks = backward_tasks(args.rows, args.cols);
   const Tensor partial_sums = at::empty({args.tasks, 2, args.cols}, statistics.options());
   const char* const data = static_cast<const char*>(statistics.const_data_ptr());
   args.grad_output = grad.const_data_ptr();
@@ -144,9 +158,14 @@ ThreeTensors layer_norm_backward_cpu(const Tensor& grad_output, const Tensor& in
   return {grad_input, grad_weight, grad_bias};
 }
 
+Tensor output_meta(const Tensor& input, int64_t kind) {
+  const auto format = is_rms(kind) ? input.suggest_memory_format() : at::MemoryFormat::Contiguous;
+  return at::empty_symint(input.sym_sizes(), input.options(), format);
+}
+
 Tensor layer_norm_meta(const Tensor& input, c10::SymIntArrayRef, const OptionalTensor&,
-                       const OptionalTensor&, double, int64_t) {
-  return at::empty_symint(input.sym_sizes(), input.options());
+                       const OptionalTensor&, double, int64_t kind) {
+  return output_meta(input, kind);
 }
 
 std::tuple<Tensor, Tensor> layer_norm_forward_meta(const Tensor& input,
@@ -157,7 +176,7 @@ std::tuple<Tensor, Tensor> layer_norm_forward_meta(const Tensor& input,
   for (const auto& size : input.sym_sizes().slice(0, input.dim() - normalized_shape.size())) {
     rows *= size;
   }
-  return {at::empty_symint(input.sym_sizes(), input.options()),
+  return {output_meta(input, kind),
           at::empty_symint({c10::SymInt(is_rms(kind) ? 1 : 2), rows},
                            input.options().dtype(statistics_dtype(input)))};
 }

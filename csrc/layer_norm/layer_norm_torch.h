@@ -1,7 +1,6 @@
 #pragma once
 
 #include <optional>
-#include <vector>
 
 #include "layer_norm/layer_norm.h"
 #include "torch/checks.h"
@@ -13,12 +12,10 @@ const char* reason_of_arguments(const at::Tensor& input, at::IntArrayRef normali
                                 const at::Tensor& weight, const at::Tensor& bias, int64_t kind);
 
 // torch.nn.functional's layer_norm and rms_norm; nothing where native torch must compute.
-std::optional<at::Tensor> layer_norm(const PlainTensor& input,
-                                     const std::vector<int64_t>& normalized_shape,
+std::optional<at::Tensor> layer_norm(const PlainTensor& input, const Integers& normalized_shape,
                                      const std::optional<PlainTensor>& weight,
                                      const std::optional<PlainTensor>& bias, Number eps);
-std::optional<at::Tensor> rms_norm(const PlainTensor& input,
-                                   const std::vector<int64_t>& normalized_shape,
+std::optional<at::Tensor> rms_norm(const PlainTensor& input, const Integers& normalized_shape,
                                    const std::optional<PlainTensor>& weight,
                                    std::optional<Number> eps);
 

@@ -34,11 +34,41 @@ struct type_caster<fastdl::Number> {
   PYBIND11_TYPE_CASTER(fastdl::Number, const_name("float"));
 
   bool load(handle source, bool) {
-    if (!PyFloat_Check(source.ptr()) && !PyLong_Check(source.ptr())) return false;
+    if (!PyFloat_CheckExact(source.ptr()) && !PyLong_CheckExact(source.ptr())) return false;
     value.value = PyFloat_AsDouble(source.ptr());
+    return in_range();
+  }
+
+  static bool in_range() {
     if (PyErr_Occurred() == nullptr) return true;
-    PyErr_Clear();  // an int beyond the range of double
+    PyErr_Clear();
     return false;
+  }
+};
+
+template <>
+struct type_caster<fastdl::Integer> {
+  PYBIND11_TYPE_CASTER(fastdl::Integer, const_name("int"));
+
+  bool load(handle source, bool) {
+    if (!PyLong_CheckExact(source.ptr())) return false;
+    value.value = PyLong_AsLongLong(source.ptr());
+    return type_caster<fastdl::Number>::in_range();
+  }
+};
+
+template <>
+struct type_caster<fastdl::Integers> {
+  PYBIND11_TYPE_CASTER(fastdl::Integers, const_name("Sequence[int]"));
+
+  bool load(handle source, bool convert) {
+    if (!PyTuple_Check(source.ptr()) && !PyList_Check(source.ptr())) return false;
+    for (const handle item : reinterpret_borrow<sequence>(source)) {
+      type_caster<fastdl::Integer> integer;
+      if (!integer.load(item, convert)) return false;
+      value.values.push_back(static_cast<fastdl::Integer&>(integer));
+    }
+    return true;
   }
 };
 
@@ -59,7 +89,7 @@ void bind_op(py::module_& module, const char* name, Function function) {
 }
 
 template <SoftmaxKind kind>
-std::optional<at::Tensor> softmax_of(const fastdl::PlainTensor& input, int64_t dim,
+std::optional<at::Tensor> softmax_of(const fastdl::PlainTensor& input, fastdl::Integer dim,
                                      std::optional<at::ScalarType> dtype) {
   return fastdl::softmax(input, dim, dtype, kind);
 }

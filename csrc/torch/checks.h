@@ -18,10 +18,19 @@ struct PlainTensor {
   at::Tensor tensor;
 };
 
-// A Python float or int. (With pybind11's own double an int would match only after all overloads.)
+// Python numbers as torch takes them: a float or int; an int that is no bool; a tuple or list of
+// such ints. (pybind11's own types would convert more, and take an int for a float only after all
+// other overloads.)
 struct Number {
   double value;
   operator double() const { return value; }
+};
+struct Integer {
+  int64_t value;
+  operator int64_t() const { return value; }
+};
+struct Integers {
+  std::vector<int64_t> values;
 };
 
 // The dispatcher's handle of a fastdl op, to be kept in a static.

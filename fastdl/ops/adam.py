@@ -70,7 +70,11 @@ class Adam(torch.optim.Adam):
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         beta1, beta2 = group["betas"]
-        if not is_compiling() and not group["differentiable"]:
+        if is_compiling():
+            pass
+        elif group["differentiable"]:
+            _C.hand_over(type(self).__name__, "differentiable=True")
+        else:
             left = _C.adam_step(
                 *lists,
                 _number(group["lr"]),

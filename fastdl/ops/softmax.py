@@ -86,12 +86,3 @@ class Softmin(torch.nn.Softmin):
 
     def forward(self, input: Tensor) -> Tensor:
         return softmin(input, self.dim, 5)
-
-
-class Softmax2d(torch.nn.Softmax2d):
-    """``torch.nn.Softmax2d`` on :func:`softmax`, over the channels of (N, C, H, W) or (C, H, W)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.dim() not in (3, 4):
-            return super().forward(input)  # torch's own error
-        return softmax(input, -3, 5)
