@@ -68,7 +68,10 @@ void backward_row(const Out* grad, const Out* y, In* grad_input, int64_t size, b
                                      load_vector(y + i, count, A(0)), sums[lane]);
   });
   const V sum(reduce_sum((sums[0] + sums[1]) + (sums[2] + sums[3])));
-  const Out *const next_grad = next_row(grad, size), *const next_y = next_row(y, size);
+  // Inputs that are in the cache are only delayed by being fetched (1024x1024: 0.87x to 1.01x
+  // native).
+  const Out* const next_grad = streaming ? next_row(grad, size) : grad;
+  const Out* const next_y = streaming ? next_row(y, size) : y;
   for_output_vectors(grad_input, size, streaming, [&](int64_t i, auto count, int) {
     prefetch(next_grad + i);
     prefetch(next_y + i);
