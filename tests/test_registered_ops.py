@@ -161,7 +161,9 @@ def test_wrong_arguments_are_an_error_and_not_a_crash(
         call(torch.randn(3, 4))
 
 
-@pytest.mark.parametrize("change", ["grad", "wanted", "kind", "statistics", "weight"])
+@pytest.mark.parametrize(
+    "change", ["grad", "wanted", "kind", "statistics", "weight", "weight_dtype"]
+)
 def test_wrong_arguments_of_the_layer_norm_backward_are_an_error(change: str) -> None:
     x, weight = torch.randn(3, 4), torch.ones(4)
     _, statistics = OPS.layer_norm_forward(x, [4], weight, None, 1e-5, LAYER_NORM)
@@ -182,6 +184,7 @@ def test_wrong_arguments_of_the_layer_norm_backward_are_an_error(change: str) ->
         "kind": ("kind", 9),
         "statistics": ("statistics", statistics[:, :1]),
         "weight": ("weight", torch.ones(3)),
+        "weight_dtype": ("weight_dtype", torch.bfloat16),
     }
     name, value = wrong[change]
     with pytest.raises(RuntimeError):

@@ -9,6 +9,7 @@
 #include "common/parallel.h"
 
 namespace fastdl {
+
 const char* reason_of_arguments(const at::Tensor& input, at::IntArrayRef normalized_shape,
                                 const at::Tensor& weight, const at::Tensor& bias, int64_t kind) {
   const int64_t outer = input.dim() - static_cast<int64_t>(normalized_shape.size());
@@ -137,6 +138,10 @@ ThreeTensors layer_norm_backward_cpu(const Tensor& grad_output, const Tensor& in
   fill_sizes(args, x, normalized_shape, w, wanted[2] ? grad_bias : Tensor(), kind);
   TORCH_CHECK(grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type(),
               "fastdl::layer_norm_backward: grad_output and input must agree in shape and dtype");
+  TORCH_CHECK(weight_dtype == x.scalar_type() || weight_dtype == statistics_dtype(x),
+              "fastdl::layer_norm_backward: weight_dtype must be input's or that of statistics");
+  TORCH_CHECK(!w.defined() || w.scalar_type() == weight_dtype,
+              "fastdl::layer_norm_backward: weight is not of weight_dtype");
   if (args.rows == 0) return {grad_input, grad_weight, grad_bias};
   TORCH_CHECK(statistics.numel() == (is_rms(kind) ? 1 : 2) * args.rows &&
                   statistics.scalar_type() == statistics_dtype(x) && statistics.is_contiguous(),
