@@ -171,16 +171,21 @@ void backward_rows(const NormBackwardArgs& args, int64_t row, Accumulate<T>* sum
   }
 }
 
-// Adds the tasks' sums in order into a gradient of the weight's type.
+// Adds the tasks' sums, in a fixed order, into a gradient of the weight's type.
 template <class A, class W>
 void add_tasks(const A* partial_sums, int64_t tasks, int64_t stride, int64_t cols, void* gradient) {
   if (gradient == nullptr) return;
   parallel_for(0, cols, kGrain, [&](int64_t begin, int64_t end) {
     for_vectors<W>(end - begin, [&](int64_t i, auto count, int) {
-      Vec<W> sum(A(0));
+      const auto sum_of = [&](int64_t task) {
+        return load_vector(partial_sums + task * stride + begin + i, count, A(0));
+      };
+      Vec<W> sums[kLanes];
+      for (auto& sum : sums) sum = Vec<W>(A(0));
       for (int64_t task = 0; task < tasks; ++task) {
-        sum = sum + load_vector(partial_sums + task * stride + begin + i, count, A(0));
+        sums[task % kLanes] = sums[task % kLanes] + sum_of(task);
       }
+      const Vec<W> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
       store_vector(static_cast<W*>(gradient) + begin + i, sum, count);
     });
   });
@@ -190,7 +195,7 @@ template <NormKind kind, class T, class W>
 void backward(const NormBackwardArgs& args) {
   using A = Accumulate<T>;
   const int64_t rows = args.rows, cols = args.cols, tasks = args.tasks;
-  const bool streaming = worth_streaming(rows * cols * static_cast<int64_t>(sizeof(T)));
+  const bool streaming = worth_streaming(3 * rows * cols * static_cast<int64_t>(sizeof(T)));
   A* const partial_sums = static_cast<A*>(args.partial_sums);
   parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
@@ -237,7 +242,7 @@ void norm_forward<kBuildIsa>(const NormForwardArgs& args) {
     const int64_t grain = std::max<int64_t>(1, kGrain / args.cols);
     parallel_for(0, args.rows, grain, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        forward_row<kind, T, W>(args, row, worth_streaming(bytes));
+        forward_row<kind, T, W>(args, row, worth_streaming(2 * bytes));
       }
       finish_writes();
     });

@@ -42,7 +42,7 @@ using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
 // and short: sums of many rows, one after the other, would lose digits. The number depends on
 // nothing but the sizes and the number of threads, so that two runs add in the same order.
 int64_t backward_tasks(int64_t rows, int64_t cols) {
-  constexpr int64_t longest = 512, worth_a_thread = 16384;  // rows, elements
+  constexpr int64_t longest = 64, worth_a_thread = 16384;  // rows, elements
   const int64_t threads = std::min(num_threads(), rows * cols / worth_a_thread);
   return std::max({int64_t{1}, std::min(threads, rows), (rows + longest - 1) / longest});
 }

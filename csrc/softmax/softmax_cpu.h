@@ -88,14 +88,16 @@ void dispatch_kind(SoftmaxKind kind, F&& call) {
 // rows only when every vector written is aligned (longer rows see to that themselves).
 template <class Args, class F>
 void dispatch(const Args& args, const void* output, DType output_dtype, F&& call) {
+  constexpr bool is_backward = std::is_same_v<Args, SoftmaxBackwardArgs>;
   dispatch_dtype_pair<CpuTypes>(args.input_dtype, args.output_dtype, [&]<class In, class Out> {
     const int64_t bytes = output_dtype == args.input_dtype ? sizeof(In) : sizeof(Out);
     const int64_t contiguous = args.inner == 1 ? args.size : args.inner;
     const bool aligned = reinterpret_cast<uintptr_t>(output) % (kWidth<In> * bytes) == 0 &&
                          contiguous % kWidth<In> == 0;
+    const int64_t moved = (is_backward ? 2 * sizeof(Out) : sizeof(Out)) + sizeof(In);
     const bool long_rows = args.inner == 1 && args.size > kLanes * kWidth<In>;
     const bool streaming =
-        (long_rows || aligned) && worth_streaming(args.outer * args.size * args.inner * bytes);
+        (long_rows || aligned) && worth_streaming(args.outer * args.size * args.inner * moved);
     dispatch_kind(args.kind,
                   [&]<SoftmaxKind kind> { call.template operator()<kind, In, Out>(streaming); });
   });
