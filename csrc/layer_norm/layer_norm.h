@@ -35,7 +35,7 @@ struct NormBackwardArgs {
   void* grad_weight;        // [cols], weight_dtype, or null when not wanted
   void* grad_bias;          // [cols], weight_dtype, or null when not wanted
   void* partial_sums;       // [tasks, 2, cols], accumulation type: scratch
-  int64_t tasks;            // ranges of rows that are summed apart, then added in order
+  int64_t tasks;            // ranges of rows that are summed apart, then added in a fixed order
   int64_t rows, cols;
   DType dtype;
   DType weight_dtype;

@@ -6,8 +6,8 @@
 // The passes over a row (mean; variance about it, and the mean's rounding; write) find it in L1/L2
 // after the first, so that memory sees every input once and every output once: forward 2 moves,
 // backward 3. The backward adds the weight gradients of each task's rows in the task's own buffer,
-// and the buffers in order: deterministic. Outputs larger than the cache go past it. Floor: these
-// bytes / copy bandwidth.
+// and the buffers in a fixed order: deterministic. Outputs larger than the cache go past it. Floor:
+// these bytes / copy bandwidth.
 
 #include <algorithm>
 #include <array>
