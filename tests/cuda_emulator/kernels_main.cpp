@@ -1,0 +1,94 @@
+// Runs the project's CUDA kernels in the emulator, on the same cases as the CPU's native tests.
+#include <cstdio>
+#include <cstdlib>
+
+#include "../native/tests.h"
+#include "backends.h"
+#include "check.h"
+#include "emulator.h"
+
+namespace fastdl::testing {
+namespace {
+
+CudaTarget target() {
+  const emulator::Device device = emulator::device();
+  return {nullptr, device.multiprocessors, device.capability};
+}
+
+// Device memory for the time of one call
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) : bytes_(bytes == 0 ? nullptr : emulator::allocate(bytes)) {}
+  Scratch(const Scratch&) = delete;
+  ~Scratch() {
+    if (bytes_ != nullptr) emulator::release(bytes_);
+  }
+  void* get() const { return bytes_; }
+
+ private:
+  void* bytes_;
+};
+
+void expect(Status status) {
+  check(status.ok(), "launch error " + std::to_string(status.cuda_error));
+  const size_t reports = emulator::take_reports().size();
+  check(reports == 0, std::to_string(reports) + " reports of the emulator");
+}
+
+template <int capability>
+Backend emulated(int multiprocessors) {
+  static const int processors = multiprocessors;
+  return {"emulated capability " + std::to_string(capability),
+          [](SoftmaxForwardArgs args) {
+            const Scratch scratch(softmax_forward_scratch_cuda(args, target()));
+            args.scratch = scratch.get();
+            expect(softmax_forward_cuda(args, target()));
+          },
+          [](SoftmaxBackwardArgs args) {
+            const Scratch scratch(softmax_backward_scratch_cuda(args, target()));
+            args.scratch = scratch.get();
+            expect(softmax_backward_cuda(args, target()));
+          },
+          [](NormForwardArgs args) {
+            const Scratch scratch(norm_forward_scratch_cuda(args, target()));
+            args.scratch = scratch.get();
+            expect(norm_forward_cuda(args, target()));
+          },
+          [](NormBackwardArgs args) {
+            args.tasks = norm_backward_tasks_cuda(args, target());
+            const size_t sum_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
+            const Scratch scratch(norm_backward_scratch_cuda(args, target()));
+            const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
+            args.scratch = scratch.get();
+            args.partial_sums = sums.get();
+            expect(norm_backward_cuda(args, target()));
+          },
+          [](AdamStepArgs args) {
+            const Scratch table(adam_scratch_cuda(args.count));
+            expect(adam_step_cuda(args, {}, table.get(), target()));
+          },
+          [] { emulator::set_device({processors, capability}); }};
+}
+
+}  // namespace
+
+const std::vector<Backend>& backends() {
+  static const std::vector<Backend> all = {emulated<80>(3), emulated<90>(4)};
+  return all;
+}
+
+bool streams_past_the_cache() { return false; }
+
+void* allocate_bytes(size_t bytes) { return emulator::allocate(bytes); }
+void release_bytes(void* bytes) { emulator::release(bytes); }
+
+}  // namespace fastdl::testing
+
+int main() {
+  using namespace fastdl::testing;
+  test_softmax();
+  test_layer_norm();
+  test_adam();
+  std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
+  return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
+}
