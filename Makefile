@@ -6,10 +6,11 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready-for-fastdl
 NATIVE := build/native
 ARGS ?=
+STEPS ?=
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help build test native-test bench readme check format cuda-compile clean
+.PHONY: help build test native-test emulator-test bench readme check format cuda-compile gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## print this
@@ -28,7 +29,7 @@ build: $(READY)  ## compile what changed into fastdl/
 	@command -v c++ > /dev/null || { echo "fastdl needs a C++20 compiler (g++ 11 or newer)"; exit 1; }
 	$(RUN) setup.py --quiet build_ext --inplace
 
-test: build native-test  ## native tests, then pytest (ARGS="-k softmax")
+test: build native-test emulator-test  ## native tests, then pytest (ARGS="-k softmax")
 	$(RUN) -m pytest $(ARGS)
 
 native-test: $(READY)  ## the CPU kernels under the address and undefined-behaviour sanitizers
@@ -36,6 +37,9 @@ native-test: $(READY)  ## the CPU kernels under the address and undefined-behavi
 	  -DFASTDL_NATIVE_TESTS=ON -DFASTDL_SANITIZE=address,undefined
 	cmake --build $(NATIVE) --target fastdl_native_tests
 	$(NATIVE)/fastdl_native_tests
+
+emulator-test: build  ## the CUDA kernels on the CPU, in an emulator that watches them (no GPU)
+	@bash tools/emulator_test.sh $(CURDIR)/$(RUN)
 
 bench: build  ## fastdl against native torch (ARGS="--op softmax --full")
 	$(RUN) -m benchmarks $(ARGS)
@@ -54,6 +58,10 @@ format: $(READY)  ## let ruff and clang-format write the files
 
 cuda-compile:  ## compile all CUDA kernels, fail on register spills (needs nvcc, no GPU, no torch)
 	@$(PYTHON) tools/cuda_compile.py
+
+# Another environment, which has a torch with CUDA already: make gpu-check RUN=/usr/bin/python3 READY=
+gpu-check: $(READY)  ## build, tests, sanitizers and benchmark on a GPU (STEPS="tests bench")
+	@$(RUN) tools/gpu_check.py $(STEPS)
 
 clean:  ## remove what the build made, keep .venv
 	rm -rf build dist *.egg-info fastdl/*.so fastdl/_build_info.py

@@ -28,8 +28,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--op", nargs="+", default=[], help="only these ops or bench files")
     parser.add_argument("--models", action="store_true", help="only whole models, with breakdown")
     parser.add_argument("--full", action="store_true", help="every shape and dtype, longer samples")
-    parser.add_argument("--compile", action="store_true", help="torch.compile as a candidate")
-    parser.add_argument("--seconds", type=float, help="time of a case (default 1, full 2)")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="torch.compile as a candidate (default: on a GPU only)",
+    )
+    parser.add_argument("--seconds", type=float, help="of a case (default 1, GPU 0.4; full: twice)")
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
@@ -62,9 +66,15 @@ def run_models(options: Options, cache_bytes: int) -> list[Result]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     arguments = parse_arguments(argv)
+    on_gpu = arguments.device != "cpu"
+    if on_gpu and not torch.cuda.is_available():
+        print("there is no GPU that torch can use", file=sys.stderr)
+        return 2
     # Before the first large tensor, so that every block is treated alike.
     allocator = (
-        "the system's default for both sides"
+        "torch's own on the GPU for both sides"
+        if on_gpu
+        else "the system's default for both sides"
         if arguments.default_allocator
         else keep_freed_memory()
     )
@@ -72,13 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(arguments.threads)
     options = Options(
         device=torch.device(arguments.device),
-        seconds_per_case=arguments.seconds or (2.0 if arguments.full else 1.0),
-        compiled=arguments.compile,
+        seconds_per_case=arguments.seconds or (0.4 if on_gpu else 1.0) * (1 + arguments.full),
+        compiled=on_gpu if arguments.compile is None else arguments.compile,
     )
     selected: list[Case] = []
     if arguments.op or not arguments.models:
         try:
-            selected = select_cases(arguments.op, arguments.full)
+            selected = select_cases(arguments.op, arguments.full, options.device.type)
         except ValueError as error:
             print(error, file=sys.stderr)
             return 2
@@ -91,8 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(output.table_line(HEADINGS), flush=True)
 
     for case in tqdm(selected, unit="case", leave=False):
-        report.results.append(run_case(case, options, cache_bytes, report.limits.floor))
-        tqdm.write(output.table_line(row(report.results[-1])))
+        try:
+            report.results.append(run_case(case, options, cache_bytes, report.limits.floor))
+            tqdm.write(output.table_line(row(report.results[-1])))
+        except torch.OutOfMemoryError:
+            tqdm.write(f"left out, the GPU has too little memory: {case.name}")
+        if on_gpu:
+            torch.cuda.empty_cache()
     if (everything or arguments.models) and options.device.type == "cpu":
         report.results.append(digits.training_result())
         tqdm.write(output.table_line(row(report.results[-1])))

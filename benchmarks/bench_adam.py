@@ -49,6 +49,14 @@ def gpt2_shapes(layers: int, vocabulary: int) -> list[Shape]:
     return embeddings + (norm + attention + norm + mlp) * layers + norm
 
 
+def billion_shapes() -> list[Shape]:
+    """A language model of 16 layers, 2048 wide, such as Llama 3.2 1B: 146 parameters, 1.24e9."""
+    width, hidden, keys = 2048, 8192, 512
+    layer: list[Shape] = [(width, width), (keys, width), (keys, width), (width, width), (width,)]
+    layer += [(hidden, width), (hidden, width), (width, hidden), (width,)]
+    return [(128256, width), *layer * 16, (width,)]
+
+
 def prepare_step(optimizer_class: OptimizerClass, **settings: Any) -> Prepare:
     """A call makes one step and returns the parameters; the inputs are parameters, gradients."""
 
@@ -111,6 +119,8 @@ def step_case(
     shapes: Sequence[Shape],
     dtype: torch.dtype = FLOAT,
     full_only: bool = False,
+    device: str = "cpu",
+    as_called: bool = False,
     **settings: Any,
 ) -> Case:
     """One list of parameters. A step reads parameter, gradient and states, and writes all but one.
@@ -124,6 +134,8 @@ def step_case(
         "foreach=True": prepare_step(native, foreach=True, **settings),
         "fused=True": prepare_step(native, fused=True, **settings),
     }
+    if device != "cpu":
+        del prepares["foreach=True"]  # the default there
     if len(shapes) <= MAX_COMPILED_TENSORS:
         prepares[COMPILED] = prepare_compiled_step(native, **settings)
     elements = sum(torch.Size(shape).numel() for shape in shapes)
@@ -141,18 +153,41 @@ def step_case(
         direction="step",
         shape=f"{name}, {elements / 1e6:.3g}M in {len(shapes)}",
         dtype=dtype,
-        group=f"{op} step",
+        group=f"{op} step, as called" if as_called else f"{op} step",
         make_inputs=make_inputs,
         candidates=prepares,
         bytes_moved=tensors * elements * dtype.itemsize,
         error_ratio=partial(error_ratio, prepares[FASTDL], prepares[DEFAULT]),
         in_place=True,
         full_only=full_only,
+        host_clock=as_called,
     )
 
 
-def cases() -> Iterator[Case]:
+def gpu_cases() -> Iterator[Case]:
+    """Time of the kernels; those "as called" are timed with the work of the host."""
+    resnet, gpt2, tiny = resnet50_shapes(), gpt2_shapes(12, 50257), [(64,)] * 200
+    gpu = partial(step_case, device="cuda")
+    yield gpu("AdamW", "ResNet-50", resnet)
+    yield gpu("AdamW", "GPT-2 small", gpt2)
+    yield gpu("AdamW", "GPT-2 small", gpt2, dtype=BFLOAT)
+    yield gpu("AdamW", "GPT-2 small capturable", gpt2, full_only=True, capturable=True)
+    yield gpu("AdamW", "GPT-2 small amsgrad", gpt2, full_only=True, amsgrad=True)
+    yield gpu("AdamW", "1B model", billion_shapes(), dtype=BFLOAT)
+    yield gpu("AdamW", "1B model", billion_shapes(), full_only=True)
+    yield gpu("AdamW", "one tensor", [(100_000_000,)])
+    yield gpu("AdamW", "tiny tensors", tiny)
+    yield gpu("AdamW", "ResNet-50 as called", resnet, as_called=True)
+    yield gpu("AdamW", "tiny tensors as called", tiny, as_called=True)
+    yield gpu("AdamW", "2000 tensors as called", [(1024,)] * 2000, as_called=True)
+    yield gpu("Adam", "ResNet-50", resnet)
+
+
+def cases(device: str = "cpu") -> Iterator[Case]:
     """Every case, those of the quick run marked."""
+    if device != "cpu":
+        yield from gpu_cases()
+        return
     resnet, tiny, single = resnet50_shapes(), [(64,)] * 200, [(10_000_000,)]
     yield step_case("AdamW", "ResNet-50", resnet)
     yield step_case("AdamW", "GPT-2 of 4 layers", gpt2_shapes(layers=4, vocabulary=0))

@@ -87,11 +87,12 @@ def overhead_case(name: str, direction: str, candidates: dict[str, Prepare]) -> 
         bytes_moved=2 * 4 * elements,
         in_place=True,
         overhead=True,
+        host_clock=True,
     )
 
 
-def cases() -> Iterator[Case]:
-    """Functions and modules, without a graph, with one, and with a run through it."""
+def cases(device: str = "cpu") -> Iterator[Case]:
+    """Functions and modules, without a graph, with one and with a run through it; on any device."""
     for direction in ("call", "call with grad", "call + backward"):
         for name, options in FUNCTIONS:
             fast = function_like(fastdl.functional, name, options)

@@ -5,7 +5,8 @@ machine that changes its speed changes it for all of them. A case that moves mor
 the last-level cache rotates through several copies of its inputs, so every call finds its data in
 memory; a smaller case keeps one copy and is timed in cache. Calls of a few microseconds are timed
 in batches. A round during which another process took a core away is thrown out for all candidates.
-Reported are medians and quartiles.
+Reported are medians and quartiles. On a GPU a batch goes through the copies of the inputs in turn,
+and its own clock counts, without the time of the host; see timer.py.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import count, repeat
+from itertools import count, cycle
 
 import torch
 
 import fastdl
 from benchmarks.disturbance import WAITING_SHARE, seconds_waited
+from benchmarks.timer import Call, Timer, make_timer
 
-Call = Callable[[], object]
 Inputs = list[torch.Tensor]
 Prepare = Callable[[Inputs], Call]
 
 FASTDL = "fastdl"
 DEFAULT = "torch"  # the native op, called as everybody calls it
 COMPILED = "torch.compile"
+LIGER = "Liger-Kernel"  # its Triton kernels, where they are installed
+OPTIONAL = (COMPILED, LIGER)  # left out of a case that they cannot do
 
 # A case is "in cache" below this share of the last-level cache: other candidates, their outputs
 # and other tenants of the cache need room too.
@@ -40,6 +43,9 @@ MAX_ROUNDS = 300
 PATIENCE = 3
 # Shorter calls are batched up to this time, about a thousand times the resolution of the clock.
 SAMPLE_SECONDS = 2e-4
+MAX_BATCH_ON_GPU = 50  # the queue of launches must hold them all
+# How far the result of an optional candidate may be from torch's, as a share of its norm
+MAX_DEVIATION = 0.03
 
 
 def no_error_ratio(_: Inputs) -> float | None:
@@ -64,6 +70,7 @@ class Case:
     in_place: bool = False  # candidates own their tensors, so inputs are not rotated
     overhead: bool = False  # reported as a difference in microseconds instead of a ratio
     full_only: bool = False
+    host_clock: bool = False  # on a GPU: the time of the caller counts, not that of the kernels
 
     @property
     def name(self) -> str:
@@ -131,31 +138,6 @@ class Options:
     compiled: bool = False
 
 
-class Timer:
-    """Seconds a call over a batch of calls; on a GPU measured by events on the current stream."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._events = (
-            [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-            if device.type == "cuda"
-            else None
-        )
-
-    def __call__(self, call: Call, calls: int = 1) -> float:
-        if self._events is None:
-            start = time.perf_counter()
-            for _ in repeat(None, calls):
-                call()
-            return (time.perf_counter() - start) / calls
-        begin, end = self._events
-        begin.record()
-        for _ in repeat(None, calls):
-            call()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) * 1e-3 / calls
-
-
 def short_name(dtype: torch.dtype) -> str:
     """float32 for torch.float32."""
     return str(dtype).removeprefix("torch.")
@@ -171,18 +153,45 @@ def count_copies(case: Case, cache_bytes: int) -> int:
 def prepare_calls(
     case: Case, inputs: Inputs, options: Options, cache_bytes: int
 ) -> dict[str, list[Call]]:
-    """For each candidate, one call per copy of the inputs."""
+    """For each candidate, one call per copy of the inputs; on a GPU one that goes through them."""
     copies = [inputs]
     while len(copies) < count_copies(case, cache_bytes):
         copies.append([tensor.clone() for tensor in inputs])
-    return {
-        name: [prepare(copy) for copy in copies]
-        for name, prepare in case.candidates.items()
-        if name != COMPILED or options.compiled
-    }
+    prepared: dict[str, list[Call]] = {}
+    for name, prepare in case.candidates.items():
+        if name == COMPILED and not options.compiled:
+            continue
+        try:
+            calls = [prepare(copy) for copy in copies]
+            if name in OPTIONAL:
+                check_result(calls[0], prepared[DEFAULT][0])
+        except Exception:
+            if name not in OPTIONAL:
+                raise
+            continue
+        prepared[name] = calls if options.device.type == "cpu" else [in_turn(calls)]
+    return prepared
 
 
-def choose_batch(timer: Timer, calls: list[Call]) -> int:
+def in_turn(calls: list[Call]) -> Call:
+    """Makes the next of these calls each time."""
+    if len(calls) == 1:
+        return calls[0]
+    following = cycle(calls).__next__
+    return lambda: following()()
+
+
+def check_result(call: Call, native: Call) -> None:
+    """Raises if the call does not give about what torch gives."""
+    results = [[it] if isinstance(it, torch.Tensor) else it for it in (call(), native())]
+    if all(isinstance(result, (tuple, list)) for result in results):
+        for one, other in zip(*results, strict=True):  # type: ignore[call-overload]
+            deviation = (one.float() - other.float()).norm() / other.float().norm()
+            if not deviation.item() <= MAX_DEVIATION:
+                raise ValueError(f"deviates from torch by {deviation.item():.1%}")
+
+
+def choose_batch(timer: Timer, calls: list[Call], device: torch.device) -> int:
     """Warm up, then say how many calls make one sample; 1 where the inputs are rotated."""
     for call in calls:
         call()
@@ -190,19 +199,21 @@ def choose_batch(timer: Timer, calls: list[Call]) -> int:
     if len(calls) > 1 or seconds > SAMPLE_SECONDS:
         return 1
     timer(calls[0], 20)  # caches, branch predictors and the lazy parts of torch
-    return max(1, math.ceil(SAMPLE_SECONDS / timer(calls[0], 20)))
+    batch = max(1, math.ceil(SAMPLE_SECONDS / timer(calls[0], 20)))
+    return batch if device.type == "cpu" else min(batch, MAX_BATCH_ON_GPU)
 
 
 def time_calls(
-    candidates: dict[str, list[Call]], options: Options
+    candidates: dict[str, list[Call]], options: Options, host_clock: bool = False
 ) -> tuple[dict[str, Timing], bool]:
     """Time all candidates in turns until the time of the case is spent.
 
     Also says whether too few rounds were undisturbed; then the disturbed ones count as well.
     """
-    timer = Timer(options.device)
     names = list(candidates)
-    batches = {name: choose_batch(timer, candidates[name]) for name in names}
+    timers = {name: make_timer(options.device, host_clock) for name in names}
+    batches = {name: choose_batch(timers[name], candidates[name], options.device) for name in names}
+    by_host = host_clock or options.device.type == "cpu"
     rounds: list[dict[str, float]] = []
     undisturbed: list[dict[str, float]] = []
     turn = count()
@@ -221,10 +232,10 @@ def time_calls(
                 calls = candidates[name]
                 # The copy used longest ago, whoever used it: the coldest one.
                 call = calls[next(turn) % len(calls)]
-                seconds[name] = timer(call, batches[name])
+                seconds[name] = timers[name](call, batches[name])
             allowed = WAITING_SHARE * (time.perf_counter() - begin)
             rounds.append(seconds)
-            if seconds_waited() - waited <= allowed:
+            if not by_host or seconds_waited() - waited <= allowed:
                 undisturbed.append(seconds)
     finally:
         gc.enable()
@@ -246,6 +257,15 @@ def describe_hand_overs() -> str:
     return f"handed over to torch: {', '.join(sorted(reasons))}" if reasons else ""
 
 
+def left_out(case: Case, candidates: Mapping[str, list[Call]], options: Options) -> str:
+    """Which optional candidates could not do a case, or did it wrong."""
+    asked = [name for name in OPTIONAL if name in case.candidates]
+    missing = [name for name in asked if name not in candidates]
+    if not options.compiled:
+        missing = [name for name in missing if name != COMPILED]
+    return f"left out, failed or wrong: {', '.join(missing)}" if missing else ""
+
+
 def run_case(
     case: Case,
     options: Options,
@@ -260,7 +280,7 @@ def run_case(
     fastdl.reset_hand_overs()
     candidates = prepare_calls(case, inputs, options, cache_bytes)
     in_cache = case.bytes_moved <= CACHE_SHARE * cache_bytes
-    timings, disturbed = time_calls(candidates, options)
+    timings, disturbed = time_calls(candidates, options, case.host_clock)
     return Result(
         op=case.op,
         direction=case.direction,
@@ -275,5 +295,5 @@ def run_case(
         floor=floor_of(case, in_cache),
         overhead=case.overhead,
         disturbed=disturbed,
-        note=describe_hand_overs(),
+        note="; ".join(filter(None, (describe_hand_overs(), left_out(case, candidates, options)))),
     )

@@ -1,7 +1,8 @@
 """What this machine can do at most, measured in the same process as the cases.
 
-The memory limit is the best of copy, triad and read, because a kernel may use any of them; the
-arithmetic limit is the rate of a large float32 matrix product. On a GPU bfloat16 is added.
+The memory limit is the best of copy, triad and read, because a kernel may use any of them; on a GPU
+it is that of copy, bytes read and written. The arithmetic limit is the rate of a large float32
+matrix product; on a GPU bfloat16 is added.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import Call, Case, Options, Timer
+from benchmarks.harness import Case, Options
+from benchmarks.timer import Call, Timer, make_timer
 
 MEMORY_SIZED = 1 << 25  # elements of float32: 128 MiB a buffer, past every common cache
 CACHE_SIZED = 1 << 18  # 1 MiB a buffer
+GPU_MEMORY_SIZED = 1 << 28  # 1 GiB a buffer: the start of a kernel is nothing next to it
+GPU_CACHE_SIZED = 1 << 21  # 8 MiB a buffer
 MATRIX_SIZE = 2048
 DEFAULT_CACHE_BYTES = 32 << 20
 
@@ -28,10 +32,11 @@ class Limits:
     read: float
     cached: float  # best of the three on buffers that stay in cache
     matmul: dict[str, float]  # by dtype
+    memory: float  # what a case that is not in cache is held against
 
     def floor(self, case: Case, in_cache: bool) -> float:
         """The least time of a case in seconds."""
-        bandwidth = self.cached if in_cache else max(self.copy, self.triad, self.read)
+        bandwidth = self.cached if in_cache else self.memory
         return max(case.bytes_moved / bandwidth, case.flops / self.matmul["float32"])
 
     def lines(self) -> list[str]:
@@ -87,13 +92,16 @@ def matmul_rate(timer: Timer, device: torch.device, dtype: torch.dtype) -> float
 
 def measure_limits(options: Options) -> Limits:
     """Takes about three seconds on a small machine."""
-    device, timer = options.device, Timer(options.device)
-    dtypes = [torch.float32] if device.type == "cpu" else [torch.float32, torch.bfloat16]
-    copy, triad, read = stream_rates(timer, device, MEMORY_SIZED, calls=1)
+    device, timer = options.device, make_timer(options.device)
+    on_gpu = device.type != "cpu"
+    dtypes = [torch.float32, torch.bfloat16] if on_gpu else [torch.float32]
+    large, small = (GPU_MEMORY_SIZED, GPU_CACHE_SIZED) if on_gpu else (MEMORY_SIZED, CACHE_SIZED)
+    copy, triad, read = stream_rates(timer, device, large, calls=1)
     return Limits(
         copy=copy,
         triad=triad,
         read=read,
-        cached=max(stream_rates(timer, device, CACHE_SIZED, calls=50)),
+        cached=max(stream_rates(timer, device, small, calls=50)),
         matmul={str(d).removeprefix("torch."): matmul_rate(timer, device, d) for d in dtypes},
+        memory=copy if on_gpu else max(copy, triad, read),
     )

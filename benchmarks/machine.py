@@ -25,9 +25,9 @@ MAX_TOUCHED_BYTES = 4 << 30
 class Machine:
     """The header of a report."""
 
-    name: str  # for file names: processor or GPU, instruction set, threads
+    name: str  # for file names: the GPU, or processor, instruction set and threads
     system: str
-    processor: str
+    processor: str  # that the cases run on: the GPU if there is one
     instruction_set: str
     threads: int
     device: str
@@ -42,7 +42,7 @@ class Machine:
         """For the header of the report."""
         return [
             f"machine: {self.processor}, {self.instruction_set}, {self.threads} threads, "
-            f"{self.system}" + (f"; device: {self.device}" if self.device != "cpu" else ""),
+            f"{self.system}",
             f"versions: fastdl {self.fastdl} ({self.commit}), torch {self.torch}, "
             f"python {self.python}; {self.date}",
             f"allocator: {self.allocator}",
@@ -108,19 +108,20 @@ def slug(text: str) -> str:
 def describe_machine(device: torch.device, allocator: str) -> Machine:
     """Collect the header."""
     processor, isa, threads = processor_name(), instruction_set(), torch.get_num_threads()
+    system = f"{platform.system()} {platform.machine()}"
+    name = f"{slug(processor)}-{slug(isa)}-{threads}threads"
     if device.type == "cuda":
-        device_name = torch.cuda.get_device_name(device)
-        name = slug(device_name)
-    else:
-        device_name = "cpu"
-        name = f"{slug(processor)}-{slug(isa)}-{threads}threads"
+        system += f", {processor}, CUDA {torch.version.cuda}"
+        processor = torch.cuda.get_device_name(device)
+        isa = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+        name = slug(processor)
     return Machine(
         name=name,
-        system=f"{platform.system()} {platform.machine()}",
+        system=system,
         processor=processor,
         instruction_set=isa,
         threads=threads,
-        device=device_name,
+        device=device.type,
         torch=torch.__version__,
         fastdl=str(getattr(fastdl, "__version__", "unknown")),
         python=platform.python_version(),

@@ -24,7 +24,9 @@ EXPLANATION = (
     "question mark: other processes disturbed the case, and the means leave it out. Rate and "
     "limit count the least possible traffic; a case in cache is held against the bandwidth of the "
     "cache, and one slightly too large for it may pass the limit of memory because its output "
-    "stays there. Error: largest error of fastdl divided by that of torch, both against float64."
+    "stays there. Error: largest error of fastdl divided by that of torch, both against float64. "
+    "On a GPU the time is that of the kernels, without the host's, except for overhead and steps "
+    "'as called', and the limit is the bandwidth of a large copy."
 )
 
 

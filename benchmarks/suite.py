@@ -8,7 +8,7 @@ from benchmarks import bench_adam, bench_layer_norm, bench_overhead, bench_softm
 from benchmarks.harness import Case
 
 # One line an op file, in the order of the report
-SOURCES: dict[str, Callable[[], Iterable[Case]]] = {
+SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "softmax": bench_softmax.cases,
     "layer_norm": bench_layer_norm.cases,
     "adam": bench_adam.cases,
@@ -16,16 +16,16 @@ SOURCES: dict[str, Callable[[], Iterable[Case]]] = {
 }
 
 
-def select_cases(names: Iterable[str] = (), full: bool = False) -> list[Case]:
+def select_cases(names: Iterable[str] = (), full: bool = False, device: str = "cpu") -> list[Case]:
     """Cases of these files or single ops ("layer_norm", "rms_norm", "adamw"); all if none named."""
     wanted = {name.lower() for name in names}
     selected = [
         case
         for source, cases in SOURCES.items()
-        for case in cases()
+        for case in cases(device)
         if not wanted or source in wanted or case.op.lower() in wanted
     ]
-    known = {*SOURCES, *(case.op.lower() for source in SOURCES.values() for case in source())}
+    known = {*SOURCES, *(case.op.lower() for source in SOURCES.values() for case in source(device))}
     if unknown := wanted - known:
         raise ValueError(f"no such op: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     return [case for case in selected if full or not case.full_only]

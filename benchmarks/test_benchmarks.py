@@ -39,6 +39,7 @@ def test_case(benchmark: Any, case: Case, candidate: str) -> None:
         benchmark(lambda: next_call()())
 
 
-def test_every_case_has_its_own_name() -> None:
-    names = [case.name for case in select_cases(full=True)]
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_case_has_its_own_name(device: str) -> None:
+    names = [case.name for case in select_cases(full=True, device=device)]
     assert len(names) == len(set(names))

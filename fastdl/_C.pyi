@@ -32,6 +32,7 @@ def adam_step(
     eps: float,
     maximize: bool,
     decoupled: bool,
+    lr_tensor: Tensor | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> list[int] | None: ...

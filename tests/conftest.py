@@ -22,6 +22,7 @@ settings.load_profile("fastdl")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that need minutes and GiB")
+    parser.addoption("--device", help="where the tensors of the tests are: cpu (default) or cuda")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,14 +30,27 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "every_isa: also run with each lower instruction set (test_instruction_sets.py)"
     )
+    config.addinivalue_line("markers", "cpu_only(what): skipped with any other --device")
+    config.addinivalue_line("markers", "sanitizer_small: quick enough for every sanitizer of CUDA")
+    device = config.getoption("--device")
+    if device is None:
+        return
+    if torch.device(device).type == "cuda":
+        if not torch.cuda.is_available():
+            pytest.exit("there is no GPU that torch can use: no test was run", returncode=0)
+        # Shortened products would hide the kernels' own errors.
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+    # Now, since some test files make tensors when they are imported.
+    torch.set_default_device(device)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
+    on_cpu = torch.get_default_device().type == "cpu"
     for item in items:
-        if item.get_closest_marker("slow"):
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="needs --slow"))
+        if (marker := item.get_closest_marker("cpu_only")) and not on_cpu:
+            item.add_marker(pytest.mark.skip(reason=f"only on the CPU: {marker.args[0]}"))
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +74,11 @@ def threads() -> int:
     """Three threads, on any machine: work then splits into unequal parts."""
     torch.set_num_threads(3)
     return 3
+
+
+@pytest.fixture
+def no_default_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Without the function mode that a default device is: the plain state of torch."""
+    torch.set_default_device(None)
+    yield
+    torch.set_default_device(request.config.getoption("--device"))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.compare import assert_same_metadata
+import fastdl
+from tests.compare import Call, assert_same_metadata, check_function
 
 
 @dataclass
@@ -61,6 +62,17 @@ def assert_same_outcome(
     if warnings:
         assert got.warned == expected.warned, f"{label}: warnings {got.warned}"
     return got
+
+
+def check_where_torch_can(call: Call, *tensors: Tensor | None, **options: Any) -> None:
+    """`call` is as accurate as with torch's functions; where those raise, it raises the same."""
+    native = outcome_of(lambda: call(torch.nn.functional, *tensors))
+    if native.error is None:
+        check_function(call, *tensors, **options)
+    else:
+        assert_same_outcome(
+            lambda: call(fastdl.functional, *tensors), lambda: call(torch.nn.functional, *tensors)
+        )
 
 
 def assert_alike(actual: Any, native: Any, label: str = "") -> None:

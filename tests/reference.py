@@ -80,7 +80,7 @@ class AdamState:
 
     @classmethod
     def zeros(cls, like: Tensor) -> AdamState:
-        zero = torch.zeros(like.shape, dtype=torch.float64)
+        zero = torch.zeros_like(like, dtype=torch.float64, memory_format=torch.contiguous_format)
         return cls(zero, zero, zero)
 
 

@@ -43,14 +43,14 @@ def spread_rows(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def sliced(tensor: Tensor) -> Tensor:
     """A window into a larger tensor, which has other values around it."""
-    window = torch.full([size + 2 for size in tensor.shape], 1e3, dtype=tensor.dtype)
+    window = tensor.new_full([size + 2 for size in tensor.shape], 1e3)
     window = window[tuple(slice(1, 1 + size) for size in tensor.shape)]
     return window.copy_(tensor)
 
 
 def stepped(tensor: Tensor) -> Tensor:
     """Every second element along the last dimension of a larger tensor."""
-    larger = torch.full([*tensor.shape[:-1], 2 * tensor.shape[-1]], 1e3, dtype=tensor.dtype)
+    larger = tensor.new_full([*tensor.shape[:-1], 2 * tensor.shape[-1]], 1e3)
     return larger[..., ::2].copy_(tensor)
 
 
@@ -61,7 +61,7 @@ def transposed(tensor: Tensor) -> Tensor:
 
 def unaligned(tensor: Tensor) -> Tensor:
     """Contiguous, but one element off every vector boundary."""
-    larger = torch.full([tensor.numel() + 2], 1e3, dtype=tensor.dtype)
+    larger = tensor.new_full([tensor.numel() + 2], 1e3)
     return larger[1:-1].view(tensor.shape).copy_(tensor)
 
 
@@ -144,5 +144,5 @@ def zero_sum(tensor: Tensor) -> Tensor:
     The softmax family multiplies their sum by a rounded exponential, and where one element has
     nearly all the probability the rounding of that one number would decide the comparison.
     """
-    grad = torch.randn(tensor.shape, dtype=torch.float64)
+    grad = torch.randn_like(tensor, dtype=torch.float64)
     return (grad - grad.mean(-1, keepdim=True)).to(tensor.dtype)

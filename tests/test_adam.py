@@ -68,6 +68,8 @@ def check_steps(name: str, values: list[Tensor], steps: int, **options: Any) -> 
     fast, native = optimizers(name, values, **options)
     formula = {"weight_decay": 0.01 if name == "AdamW" else 0.0, **options}
     formula["lr"] = float(options.get("lr", 1e-2))
+    for flag in ("capturable", "fused"):
+        formula.pop(flag, None)
     states = [AdamState.zeros(value) for value in values]
     exact = [value.double() for value in values]
     for _ in range(steps):

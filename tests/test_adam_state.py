@@ -24,7 +24,7 @@ all_directions = pytest.mark.parametrize(
 
 def train(optimizer: torch.optim.Optimizer, steps: int, seed: int) -> None:
     """Some steps with random gradients that depend on the seed alone."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     for _ in range(steps):
         for parameter in parameters_of(optimizer):
             parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
@@ -125,7 +125,9 @@ def scaled_training(
     optimizer: torch.optim.Optimizer, inf_at: int, steps: int, unscale: bool
 ) -> list[Any]:
     """Trains with a GradScaler; at step `inf_at` a gradient overflows. What can be seen of it."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    scaler = torch.amp.GradScaler(
+        torch.get_default_device().type, init_scale=1024.0, growth_interval=2
+    )
     parameters, seen = parameters_of(optimizer), []
     for step in range(steps):
         optimizer.zero_grad()
@@ -195,7 +197,7 @@ def test_grad_scaler_with_tensors_that_no_kernel_covers(name: str) -> None:
 
 
 def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(5)
+    return torch.Generator(torch.get_default_device()).manual_seed(5)
 
 
 @all_optimizers

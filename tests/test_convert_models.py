@@ -99,7 +99,7 @@ def test_converted_models_give_the_same_results_under_autocast(
     make: Callable[[], nn.Module],
 ) -> None:
     x = torch.randn(3, 6, 16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         native, converted = (model(x) for model in native_and_converted(make))
     assert converted.dtype == native.dtype
     torch.testing.assert_close(converted, native, rtol=3e-2, atol=3e-2)

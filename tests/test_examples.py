@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from examples import digits
 
 
+@pytest.mark.cpu_only("the example trains there")
 def test_digits_reaches_its_accuracy_natively_and_converted(tmp_path: Path) -> None:
     picture = tmp_path / "digits.png"
     result = digits.main(["--epochs", "8", "--output", str(picture)])

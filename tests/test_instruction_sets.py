@@ -12,6 +12,8 @@ import pytest
 import fastdl
 
 SETS = ("default", "avx2", "avx512")
+pytestmark = pytest.mark.cpu_only("instruction sets")
+
 VARIABLE = "FASTDL_CPU_ISA"
 TORCH_VARIABLE = "ATEN_CPU_CAPABILITY"  # torch's own, so that like is compared with like
 

@@ -66,7 +66,9 @@ class Wrapper(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> Wrapper:
-        wrapper = Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)
+        wrapper = Tensor._make_wrapper_subclass(
+            cls, held.shape, dtype=held.dtype, device=held.device
+        )
         wrapper.held = held
         return wrapper
 
@@ -96,7 +98,7 @@ def test_autocast_gives_the_dtype_of_torch(
         parameters = [p.detach().double().requires_grad_() for p in parameters]
     results = []
     for call in (case.fast, case.native):
-        with torch.autocast("cpu", dtype=autocast_dtype):
+        with torch.autocast(torch.get_default_device().type, dtype=autocast_dtype):
             output = call(x, *parameters)
         results.append([output])
         if case.name != "layer_norm_bias":  # torch has no backward for a float32 bias alone
@@ -111,10 +113,10 @@ def test_autocast_inside_a_model_and_disabled_again(case: FunctionCase) -> None:
     x, *parameters = case.tensors()
     dtypes = []
     for call in (case.fast, case.native):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
             product = x @ torch.ones(x.shape[-1], x.shape[-1])
             inside = call(product, *parameters)
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast(torch.get_default_device().type, enabled=False):
                 outside = call(product.float(), *parameters)
         dtypes.append([inside.dtype, outside.dtype])
     assert dtypes[0] == dtypes[1]
@@ -191,7 +193,7 @@ def test_parameters_are_plain_tensors(case: FunctionCase) -> None:
         lambda: torch.autograd.graph.disable_saved_tensors_hooks("none here"),
         lambda: torch.autograd.set_multithreading_enabled(False),
         lambda: torch.autograd.graph.allow_mutation_on_saved_tensors(),
-        lambda: torch.device("cpu"),
+        lambda: torch.get_default_device(),
         lambda: torch.autograd.profiler.profile(),
     ],
     ids=["save_on_cpu", "no hooks", "one thread", "mutation", "device", "profiler"],

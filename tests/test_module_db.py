@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+
+import fastdl
+from tests.compare import assert_close_or_accurate, assert_same_bits, assert_same_metadata
+from tests.outcome import assert_same_outcome
+from tests.tensors import DTYPES, dtype_name
+
+pytest.importorskip("expecttest", reason="the database of torch needs expecttest")
 from torch.testing._internal.common_modules import (
     FunctionInput,
     ModuleInfo,
     ModuleInput,
     module_db,
 )
-
-import fastdl
-from tests.compare import assert_close_or_accurate, assert_same_bits, assert_same_metadata
-from tests.outcome import assert_same_outcome
-from tests.tensors import DTYPES, dtype_name
 
 MODULES = [info for info in module_db if info.module_cls.__name__ in fastdl.nn.__all__]
 
@@ -33,7 +35,7 @@ def twin(info: ModuleInfo) -> type[nn.Module]:
 
 def module_inputs(info: ModuleInfo, dtype: torch.dtype, training: bool) -> list[ModuleInput]:
     torch.manual_seed(7)
-    inputs = info.module_inputs_func(info, torch.device("cpu"), dtype, True, training)
+    inputs = info.module_inputs_func(info, torch.get_default_device(), dtype, True, training)
     assert inputs
     return list(inputs)
 
@@ -100,7 +102,7 @@ def test_error_inputs_raise_what_torch_raises(info: ModuleInfo) -> None:
                 assert outcome.error is not None
         return
     for error in info.module_error_inputs_func(
-        info, torch.device("cpu"), torch.float32, False, True
+        info, torch.get_default_device(), torch.float32, False, True
     ):
         arguments = error.module_error_input.constructor_input
         outcome = assert_same_outcome(

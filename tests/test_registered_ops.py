@@ -64,10 +64,11 @@ def adam_samples(dtype: torch.dtype, amsgrad: bool = False) -> list[tuple[Any, .
     lists = [[random_tensor(shape, dtype).abs() for shape in shapes] for _ in range(5)]
     steps = [torch.tensor(float(step)) for step in range(3)]
     largest = lists[4] if amsgrad else []
-    scale, found = torch.tensor(4.0), torch.tensor(0.0)
+    rate, scale, found = torch.tensor(1e-3), torch.tensor(4.0), torch.tensor(0.0)
+    options = (1e-2, 0.9, 0.99, 0.1, 1e-8)
     return [
-        (*lists[:4], largest, steps, 1e-2, 0.9, 0.99, 0.1, 1e-8, False, False, None, None),
-        (*lists[:4], largest, steps, 1e-2, 0.9, 0.99, 0.1, 1e-8, True, True, scale, found),
+        (*lists[:4], largest, steps, *options, False, False, None, None, None),
+        (*lists[:4], largest, steps, *options, True, True, rate, scale, found),
     ]
 
 
@@ -124,7 +125,7 @@ def test_opcheck_of_other_ops(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_meta_tensors_get_the_shape_dtype_and_strides_of_the_cpu(dtype: torch.dtype) -> None:
+def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.dtype) -> None:
     calls = [
         *((OPS.softmax, sample) for sample in softmax_samples(dtype, False)),
         *((OPS.softmax_backward, sample) for sample in softmax_backward_samples(dtype)),

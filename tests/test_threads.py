@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ def outputs_and_gradients(case: FunctionCase, leaves: list[Tensor]) -> list[Tens
 
 
 @all_cases
+@pytest.mark.cpu_only("torch's pool of threads")
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_results_with_any_number_of_threads(case: FunctionCase, threads: int) -> None:
     leaves = large_leaves(case)
@@ -55,12 +57,15 @@ def test_concurrent_calls_do_not_disturb_each_other(case: FunctionCase) -> None:
 
 
 def test_concurrent_optimizers_do_not_disturb_each_other() -> None:
+    device = torch.get_default_device()  # of this thread: another one has its own
+
     def train(seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        parameter = torch.nn.Parameter(torch.randn(40_000, generator=generator))
+        generator = torch.Generator(device).manual_seed(seed)
+        random = partial(torch.randn, 40_000, generator=generator, device=device)
+        parameter = torch.nn.Parameter(random())
         optimizer = fastdl.optim.AdamW([parameter], lr=1e-2)
         for _ in range(5):
-            parameter.grad = torch.randn(40_000, generator=generator)
+            parameter.grad = random()
             optimizer.step()
         return parameter.detach()
 

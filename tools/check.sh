@@ -17,6 +17,7 @@ check "mypy" mypy
 check "clang-format" clang-format --dry-run -Werror $(bash tools/native_sources.sh)
 check "file sizes" python tools/check_file_sizes.py
 check "layers" python tools/check_layers.py
+check "ptx stand-in" python tests/cuda_emulator/check_ptx_signatures.py
 check "stubs" python tools/check_stubs.py
 check "weak symbols" python tools/check_weak_symbols.py build/cpython-*
 

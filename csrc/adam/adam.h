@@ -1,9 +1,11 @@
 // Contract of the Adam and AdamW step over any number of tensors in one call.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "common/cpu_isa.h"
+#include "common/cuda_target.h"
 #include "common/dtype.h"
 
 namespace fastdl {
@@ -20,6 +22,8 @@ struct AdamTensor {
   int64_t first_block;  // number of kAdamBlock blocks in all tensors before this one
   double bias_correction1, bias_correction2;  // 1 - beta^step
   DType dtype;
+  DType step_dtype = DType::kFloat32;  // of the scalar at `step`: float32 or float64
+  void* step = nullptr;  // on the GPU: counted up by the step, which finds the corrections itself
 };
 
 // What one task takes at a time: 7 streams of 16 KiB in float32.
@@ -38,5 +42,18 @@ struct AdamStepArgs {
 
 template <CpuIsa isa>
 void adam_step(const AdamStepArgs& args);
+
+// What a step on the GPU reads from there, so that the host waits for nothing. Each may be null.
+struct AdamDeviceScalars {
+  const void* lr;           // takes the place of args.lr
+  const float* grad_scale;  // takes the place of args.grad_scale
+  const float* found_inf;   // not 0: nothing changes, steps do not count
+  DType lr_dtype;           // float32 or float64
+};
+
+// `scratch` has adam_scratch_cuda(args.count) bytes on the GPU, for the table of tensors.
+size_t adam_scratch_cuda(int64_t count);
+Status adam_step_cuda(const AdamStepArgs& args, const AdamDeviceScalars& scalars, void* scratch,
+                      const CudaTarget& target);
 
 }  // namespace fastdl

@@ -149,24 +149,25 @@ std::optional<Tensor> call_or_hand_over(const PlainTensor& input, const Integers
                                         const std::optional<PlainTensor>& weight,
                                         const std::optional<PlainTensor>& bias, double eps,
                                         NormKind kind) {
-  const Tensor w = weight ? weight->tensor : Tensor(), b = bias ? bias->tensor : Tensor();
-  const char* reason = reason_to_hand_over(input.tensor);
+  const Tensor x = autocast_to_float(input.tensor);
+  const Tensor w = autocast_to_float(weight ? weight->tensor : Tensor());
+  const Tensor b = autocast_to_float(bias ? bias->tensor : Tensor());
+  const char* reason = reason_to_hand_over(x);
   if (reason == nullptr && w.defined()) reason = reason_to_hand_over(w);
   if (reason == nullptr && b.defined()) reason = reason_to_hand_over(b);
   const at::IntArrayRef shape(normalized_shape.values);
   if (reason == nullptr) {
-    reason = reason_of_arguments(input.tensor, shape, w, b, static_cast<int64_t>(kind));
+    reason = reason_of_arguments(x, shape, w, b, static_cast<int64_t>(kind));
   }
-  if (reason == nullptr && needs_autograd(input.tensor, w, b) &&
-      (input.tensor.is_inference() || (w.defined() && w.is_inference()))) {
+  if (reason == nullptr && needs_autograd(x, w, b) &&
+      (x.is_inference() || (w.defined() && w.is_inference()))) {
     reason = "an inference tensor that the backward would need";
   }
   if (reason != nullptr) {
     hand_over(kind == NormKind::kRmsNorm ? "rms_norm" : "layer_norm", reason);
     return std::nullopt;
   }
-  return call_layer_norm(input.tensor, c10::fromIntArrayRefSlow(shape), w, b, eps,
-                         static_cast<int64_t>(kind));
+  return call_layer_norm(x, c10::fromIntArrayRefSlow(shape), w, b, eps, static_cast<int64_t>(kind));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "common/parallel.h"
+#include "torch/run_kernel.h"
 
 namespace fastdl {
 
@@ -20,6 +21,7 @@ const char* reason_of_arguments(const at::Tensor& input, at::IntArrayRef normali
                      static_cast<NormKind>(kind) == NormKind::kLayerNorm;
   for (const at::Tensor& parameter : {weight, bias}) {
     if (!parameter.defined()) continue;
+    if (parameter.device() != input.device()) return "a parameter on another device";
     if (parameter.sizes() != normalized_shape) return "a parameter of another shape";
     if (parameter.scalar_type() != input.scalar_type() &&
         !(mixed && parameter.scalar_type() == at::kFloat)) {
@@ -80,7 +82,7 @@ void fill_sizes(Args& args, const Tensor& input, at::IntArrayRef normalized_shap
 
 // With statistics: [mean of each row; rstd of each row], for rms_norm only the latter. As in torch
 // the output of layer_norm is contiguous, that of rms_norm may be channels_last like its input.
-std::tuple<Tensor, Tensor> forward_cpu(const Tensor& input, at::IntArrayRef normalized_shape,
+std::tuple<Tensor, Tensor> run_forward(const Tensor& input, at::IntArrayRef normalized_shape,
                                        const OptionalTensor& weight, const OptionalTensor& bias,
                                        double eps, int64_t kind, bool with_statistics) {
   const Tensor x = input.contiguous();
@@ -101,30 +103,39 @@ std::tuple<Tensor, Tensor> forward_cpu(const Tensor& input, at::IntArrayRef norm
     args.mean = is_rms(kind) ? nullptr : data;
     args.rstd = is_rms(kind) ? data : data + args.rows * statistics.element_size();
   }
-  if (args.rows > 0) call_best_isa([&]<CpuIsa isa> { norm_forward<isa>(args); });
+  if (args.rows > 0) {
+    run_kernel(
+        x, [&]<CpuIsa isa> { norm_forward<isa>(args); },
+        [&](const auto& target) {
+          const Tensor scratch = make_scratch(x, norm_forward_scratch_cuda(args, target));
+          args.scratch = scratch.mutable_data_ptr();
+          return norm_forward_cuda(args, target);
+        });
+  }
   if (is_rms(kind)) return {output.contiguous(input.suggest_memory_format()), statistics};
   return {output, statistics};
 }
 
-Tensor layer_norm_cpu(const Tensor& input, at::IntArrayRef normalized_shape,
-                      const OptionalTensor& weight, const OptionalTensor& bias, double eps,
-                      int64_t kind) {
-  return std::get<0>(forward_cpu(input, normalized_shape, weight, bias, eps, kind, false));
+Tensor layer_norm_kernel(const Tensor& input, at::IntArrayRef normalized_shape,
+                         const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+                         int64_t kind) {
+  return std::get<0>(run_forward(input, normalized_shape, weight, bias, eps, kind, false));
 }
 
-std::tuple<Tensor, Tensor> layer_norm_forward_cpu(const Tensor& input,
-                                                  at::IntArrayRef normalized_shape,
-                                                  const OptionalTensor& weight,
-                                                  const OptionalTensor& bias, double eps,
-                                                  int64_t kind) {
-  return forward_cpu(input, normalized_shape, weight, bias, eps, kind, true);
+std::tuple<Tensor, Tensor> layer_norm_forward_kernel(const Tensor& input,
+                                                     at::IntArrayRef normalized_shape,
+                                                     const OptionalTensor& weight,
+                                                     const OptionalTensor& bias, double eps,
+                                                     int64_t kind) {
+  return run_forward(input, normalized_shape, weight, bias, eps, kind, true);
 }
 
 // The gradients of input, weight and bias; an empty tensor for each that is not wanted.
-ThreeTensors layer_norm_backward_cpu(const Tensor& grad_output, const Tensor& input,
-                                     at::IntArrayRef normalized_shape, const OptionalTensor& weight,
-                                     const Tensor& statistics, std::array<bool, 3> wanted,
-                                     at::ScalarType weight_dtype, int64_t kind) {
+ThreeTensors layer_norm_backward_kernel(const Tensor& grad_output, const Tensor& input,
+                                        at::IntArrayRef normalized_shape,
+                                        const OptionalTensor& weight, const Tensor& statistics,
+                                        std::array<bool, 3> wanted, at::ScalarType weight_dtype,
+                                        int64_t kind) {
   const Tensor grad = grad_output.contiguous(), x = input.contiguous();
   const Tensor w = contiguous_or_undefined(weight);
   const auto parameter_options = x.options().dtype(weight_dtype);
@@ -138,6 +149,8 @@ ThreeTensors layer_norm_backward_cpu(const Tensor& grad_output, const Tensor& in
   fill_sizes(args, x, normalized_shape, w, wanted[2] ? grad_bias : Tensor(), kind);
   TORCH_CHECK(grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type(),
               "fastdl::layer_norm_backward: grad_output and input must agree in shape and dtype");
+  TORCH_CHECK(grad.device() == x.device() && statistics.device() == x.device(),
+              "fastdl::layer_norm_backward: grad_output and statistics must be on ", x.device());
   TORCH_CHECK(weight_dtype == x.scalar_type() || weight_dtype == statistics_dtype(x),
               "fastdl::layer_norm_backward: weight_dtype must be input's or that of statistics");
   TORCH_CHECK(!w.defined() || w.scalar_type() == weight_dtype,
@@ -147,8 +160,6 @@ ThreeTensors layer_norm_backward_cpu(const Tensor& grad_output, const Tensor& in
                   statistics.scalar_type() == statistics_dtype(x) && statistics.is_contiguous(),
               "fastdl::layer_norm_backward: statistics are not those of this input");
   args.weight_dtype = *kernel_dtype(weight_dtype);
-  args.tasks = backward_tasks(args.rows, args.cols);
-  const Tensor partial_sums = at::empty({args.tasks, 2, args.cols}, statistics.options());
   const char* const data = static_cast<const char*>(statistics.const_data_ptr());
   args.grad_output = grad.const_data_ptr();
   args.input = x.const_data_ptr();
@@ -158,8 +169,24 @@ ThreeTensors layer_norm_backward_cpu(const Tensor& grad_output, const Tensor& in
   args.grad_input = wanted[0] ? grad_input.mutable_data_ptr() : nullptr;
   args.grad_weight = wanted[1] ? grad_weight.mutable_data_ptr() : nullptr;
   args.grad_bias = wanted[2] ? grad_bias.mutable_data_ptr() : nullptr;
-  args.partial_sums = partial_sums.mutable_data_ptr();
-  call_best_isa([&]<CpuIsa isa> { norm_backward<isa>(args); });
+  Tensor partial_sums;
+  const auto make_partial_sums = [&](int64_t tasks) {
+    partial_sums = at::empty({tasks, 2, args.cols}, statistics.options());
+    args.tasks = tasks;
+    args.partial_sums = partial_sums.mutable_data_ptr();
+  };
+  run_kernel(
+      x,
+      [&]<CpuIsa isa> {
+        make_partial_sums(backward_tasks(args.rows, args.cols));
+        norm_backward<isa>(args);
+      },
+      [&](const auto& target) {
+        make_partial_sums(norm_backward_tasks_cuda(args, target));
+        const Tensor scratch = make_scratch(x, norm_backward_scratch_cuda(args, target));
+        args.scratch = scratch.mutable_data_ptr();
+        return norm_backward_cuda(args, target);
+      });
   return {grad_input, grad_weight, grad_bias};
 }
 
@@ -214,9 +241,14 @@ TORCH_LIBRARY_FRAGMENT(fastdl, library) {
       "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 }
 TORCH_LIBRARY_IMPL(fastdl, CPU, library) {
-  library.impl("layer_norm", layer_norm_cpu);
-  library.impl("layer_norm_forward", layer_norm_forward_cpu);
-  library.impl("layer_norm_backward", layer_norm_backward_cpu);
+  library.impl("layer_norm", layer_norm_kernel);
+  library.impl("layer_norm_forward", layer_norm_forward_kernel);
+  library.impl("layer_norm_backward", layer_norm_backward_kernel);
+}
+TORCH_LIBRARY_IMPL(fastdl, CUDA, library) {
+  library.impl("layer_norm", layer_norm_kernel);
+  library.impl("layer_norm_forward", layer_norm_forward_kernel);
+  library.impl("layer_norm_backward", layer_norm_backward_kernel);
 }
 TORCH_LIBRARY_IMPL(fastdl, Meta, library) {
   library.impl("layer_norm", layer_norm_meta);

@@ -1,9 +1,11 @@
 // Contract of the softmax family: softmax, log_softmax and softmin over one dimension.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "common/cpu_isa.h"
+#include "common/cuda_target.h"
 #include "common/dtype.h"
 
 namespace fastdl {
@@ -18,6 +20,7 @@ struct SoftmaxForwardArgs {
   DType input_dtype;   // equal to output_dtype, or 16-bit with a float32 output
   DType output_dtype;  //
   SoftmaxKind kind;
+  void* scratch = nullptr;  // softmax_forward_scratch_cuda() bytes, on CUDA
 };
 
 struct SoftmaxBackwardArgs {
@@ -28,11 +31,17 @@ struct SoftmaxBackwardArgs {
   DType input_dtype;
   DType output_dtype;
   SoftmaxKind kind;
+  void* scratch = nullptr;  // softmax_backward_scratch_cuda() bytes, on CUDA
 };
 
 template <CpuIsa isa>
 void softmax_forward(const SoftmaxForwardArgs& args);
 template <CpuIsa isa>
 void softmax_backward(const SoftmaxBackwardArgs& args);
+
+size_t softmax_forward_scratch_cuda(const SoftmaxForwardArgs& args, const CudaTarget& target);
+size_t softmax_backward_scratch_cuda(const SoftmaxBackwardArgs& args, const CudaTarget& target);
+Status softmax_forward_cuda(const SoftmaxForwardArgs& args, const CudaTarget& target);
+Status softmax_backward_cuda(const SoftmaxBackwardArgs& args, const CudaTarget& target);
 
 }  // namespace fastdl

@@ -9,6 +9,7 @@
 #include "softmax/softmax.h"
 #include "torch/checks.h"
 #include "torch/hand_over.h"
+#include "torch/run_kernel.h"
 
 namespace fastdl {
 namespace {
@@ -39,7 +40,7 @@ bool kernel_converts(ScalarType from, ScalarType to) {
   return from == to || (at::isReducedFloatingType(from) && to == at::kFloat);
 }
 
-Tensor softmax_cpu(const Tensor& input, int64_t dim, ScalarType dtype, int64_t kind) {
+Tensor softmax_kernel(const Tensor& input, int64_t dim, ScalarType dtype, int64_t kind) {
   const Tensor x =
       (kernel_converts(input.scalar_type(), dtype) ? input : input.to(dtype)).contiguous();
   const Tensor output = at::empty(x.sizes(), x.options().dtype(dtype));
@@ -47,15 +48,25 @@ Tensor softmax_cpu(const Tensor& input, int64_t dim, ScalarType dtype, int64_t k
   fill_sizes(args, output, dim, x.scalar_type(), kind);
   args.input = x.const_data_ptr();
   args.output = output.mutable_data_ptr();
-  if (output.numel() > 0) call_best_isa([&]<CpuIsa isa> { softmax_forward<isa>(args); });
+  if (output.numel() == 0) return output;
+  run_kernel(
+      x, [&]<CpuIsa isa> { softmax_forward<isa>(args); },
+      [&](const auto& target) {
+        const Tensor scratch = make_scratch(x, softmax_forward_scratch_cuda(args, target));
+        args.scratch = scratch.mutable_data_ptr();
+        return softmax_forward_cuda(args, target);
+      });
   return output;
 }
 
-Tensor softmax_backward_cpu(const Tensor& grad_output, const Tensor& output, int64_t dim,
-                            ScalarType input_dtype, int64_t kind) {
+Tensor softmax_backward_kernel(const Tensor& grad_output, const Tensor& output, int64_t dim,
+                               ScalarType input_dtype, int64_t kind) {
   TORCH_CHECK(
       grad_output.sizes() == output.sizes() && grad_output.scalar_type() == output.scalar_type(),
       "fastdl::softmax_backward: grad_output and output must agree in shape and dtype");
+  TORCH_CHECK(grad_output.device() == output.device(),
+              "fastdl::softmax_backward: grad_output is on ", grad_output.device(), ", output on ",
+              output.device());
   const bool converts = kernel_converts(input_dtype, output.scalar_type());
   const Tensor grad = grad_output.contiguous(), y = output.contiguous();
   const Tensor grad_input =
@@ -65,7 +76,15 @@ Tensor softmax_backward_cpu(const Tensor& grad_output, const Tensor& output, int
   args.grad_output = grad.const_data_ptr();
   args.output = y.const_data_ptr();
   args.grad_input = grad_input.mutable_data_ptr();
-  if (y.numel() > 0) call_best_isa([&]<CpuIsa isa> { softmax_backward<isa>(args); });
+  if (y.numel() > 0) {
+    run_kernel(
+        y, [&]<CpuIsa isa> { softmax_backward<isa>(args); },
+        [&](const auto& target) {
+          const Tensor scratch = make_scratch(y, softmax_backward_scratch_cuda(args, target));
+          args.scratch = scratch.mutable_data_ptr();
+          return softmax_backward_cuda(args, target);
+        });
+  }
   return converts ? grad_input : grad_input.to(input_dtype);
 }
 
@@ -79,13 +98,13 @@ Tensor softmax_backward_meta(const Tensor& grad_output, const Tensor&, int64_t,
 }
 
 Tensor call_softmax(const Tensor& input, int64_t dim, ScalarType dtype, int64_t kind) {
-  static const auto op = find_op<decltype(softmax_cpu)>("fastdl::softmax");
+  static const auto op = find_op<decltype(softmax_kernel)>("fastdl::softmax");
   return op.call(input, dim, dtype, kind);
 }
 
 Tensor call_softmax_backward(const Tensor& grad_output, const Tensor& output, int64_t dim,
                              ScalarType input_dtype, int64_t kind) {
-  static const auto op = find_op<decltype(softmax_backward_cpu)>("fastdl::softmax_backward");
+  static const auto op = find_op<decltype(softmax_backward_kernel)>("fastdl::softmax_backward");
   return op.call(grad_output, output, dim, input_dtype, kind);
 }
 
@@ -149,8 +168,12 @@ TORCH_LIBRARY_FRAGMENT(fastdl, library) {
       "int kind) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(fastdl, CPU, library) {
-  library.impl("softmax", softmax_cpu);
-  library.impl("softmax_backward", softmax_backward_cpu);
+  library.impl("softmax", softmax_kernel);
+  library.impl("softmax_backward", softmax_backward_kernel);
+}
+TORCH_LIBRARY_IMPL(fastdl, CUDA, library) {
+  library.impl("softmax", softmax_kernel);
+  library.impl("softmax_backward", softmax_backward_kernel);
 }
 TORCH_LIBRARY_IMPL(fastdl, Meta, library) {
   library.impl("softmax", softmax_meta);
@@ -169,7 +192,8 @@ std::optional<Tensor> softmax(const PlainTensor& input, int64_t dim,
   const char* reason = reason_to_hand_over(x);
   const int64_t dims = std::max<int64_t>(x.dim(), 1);
   if (reason == nullptr && (dim < -dims || dim >= dims)) reason = "dim is out of range";
-  const ScalarType output_dtype = dtype.value_or(x.scalar_type());
+  const ScalarType output_dtype =
+      dtype.value_or(is_autocast_to_float(x) ? at::kFloat : x.scalar_type());
   if (reason == nullptr && !kernel_converts(x.scalar_type(), output_dtype)) {
     reason = "no kernel for this conversion to dtype";
   }

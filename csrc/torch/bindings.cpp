@@ -2,6 +2,7 @@
 // compute; a call whose arguments fit no signature does too, so that torch itself reports it.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/utils/pybind.h>
@@ -14,6 +15,22 @@
 #include "softmax/softmax_torch.h"
 #include "torch/hand_over.h"
 
+namespace {
+
+// Whether a __torch_function__ mode is on that wants to see calls like ours. That of
+// torch.set_default_device does not: it changes only functions that make tensors of nothing.
+bool function_mode_sees_calls() {
+  using at::impl::PythonTorchFunctionTLS;
+  if (!at::impl::torch_function_mode_enabled()) return false;
+  if (PythonTorchFunctionTLS::stack_len() != 1) return true;
+  static const PyObject* const default_device =
+      py::object(py::module_::import("torch.utils._device").attr("DeviceContext")).release().ptr();
+  const PyObject* const mode = PythonTorchFunctionTLS::get_stack_at(0)->ptr(getPyInterpreter());
+  return reinterpret_cast<const PyObject*>(Py_TYPE(mode)) != default_device;
+}
+
+}  // namespace
+
 namespace pybind11::detail {
 
 template <>
@@ -21,9 +38,7 @@ struct type_caster<fastdl::PlainTensor> {
   PYBIND11_TYPE_CASTER(fastdl::PlainTensor, const_name("torch.Tensor"));
 
   bool load(handle source, bool) {
-    if (!THPVariable_CheckExact(source.ptr()) || at::impl::torch_function_mode_enabled()) {
-      return false;
-    }
+    if (!THPVariable_CheckExact(source.ptr()) || function_mode_sees_calls()) return false;
     value.tensor = THPVariable_Unpack(source.ptr());
     return true;
   }

@@ -1,6 +1,7 @@
 // What the glue of every op asks of its tensors.
 #pragma once
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -9,11 +10,12 @@
 #include <vector>
 
 #include "common/dtype.h"
+#include "torch/cuda_device.h"
 
 namespace fastdl {
 
 // An argument from Python that is exactly a torch.Tensor or Parameter (no subclass), while no
-// __torch_function__ mode is on: all others are torch's to dispatch.
+// __torch_function__ mode is on (but that of a default device): all others are torch's to dispatch.
 struct PlainTensor {
   at::Tensor tensor;
 };
@@ -57,18 +59,36 @@ inline std::optional<DType> kernel_dtype(at::ScalarType type) {
 // Why no kernel covers a call with this tensor now, or nullptr when one does.
 inline const char* reason_to_hand_over(const at::Tensor& tensor) {
   using c10::DispatchKey;
-  constexpr c10::DispatchKeySet plain_cpu({DispatchKey::CPU, DispatchKey::AutogradCPU,
-                                           DispatchKey::AutocastCPU, DispatchKey::ADInplaceOrView});
+  constexpr c10::DispatchKeySet plain(
+      {DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::AutocastCPU, DispatchKey::CUDA,
+       DispatchKey::AutogradCUDA, DispatchKey::AutocastCUDA, DispatchKey::ADInplaceOrView});
   const c10::DispatchKeySet modes = c10::impl::tls_local_dispatch_key_set().included_;
   if ((modes.raw_repr() & ~c10::default_included_set.raw_repr()) != 0) {
     return "a torch.func transform, tracer or dispatch mode is on";
   }
   if (!tensor.defined()) return "an undefined tensor";
-  if (!tensor.device().is_cpu()) return "no kernel for this device";
-  if ((tensor.key_set().raw_repr() & ~plain_cpu.raw_repr()) != 0) return "not a plain dense tensor";
+  if (tensor.is_cuda()) {
+    if (const char* reason = reason_of_gpu(tensor.get_device())) return reason;
+  } else if (!tensor.device().is_cpu()) {
+    return "no kernel for this device";
+  }
+  if ((tensor.key_set().raw_repr() & ~plain.raw_repr()) != 0) return "not a plain dense tensor";
   if (!kernel_dtype(tensor.scalar_type())) return "no kernel for this dtype";
   if (tensor._fw_grad(/*level=*/0).defined()) return "forward-mode differentiation";
   return nullptr;
+}
+
+// Whether autocast is on and makes torch's op take this tensor as float32. On a GPU torch has the
+// softmax family and the norms on that list, on the CPU it has not.
+inline bool is_autocast_to_float(const at::Tensor& tensor) {
+  return tensor.is_cuda() && at::autocast::is_autocast_enabled(at::kCUDA) &&
+         tensor.is_floating_point() && tensor.scalar_type() != at::kDouble;
+}
+
+// The tensor, or what autocast makes of it.
+inline at::Tensor autocast_to_float(const at::Tensor& tensor) {
+  if (!tensor.defined() || !is_autocast_to_float(tensor)) return tensor;
+  return at::autocast::cached_cast(at::kFloat, tensor, at::kCUDA);
 }
 
 }  // namespace fastdl

@@ -1,22 +1,27 @@
 #include "torch/hand_over.h"
 
+#include <ATen/ThreadLocalPythonObjects.h>
 #include <c10/util/Exception.h>
 
 #include <map>
 #include <mutex>
-#include <utility>
 
 namespace fastdl {
 namespace {
 
+using ThreadLocals = at::impl::ThreadLocalPythonObjects;
+
 std::mutex counts_mutex;
 std::map<std::pair<std::string, std::string>, int64_t> counts;
-thread_local bool strict_here = false;
+
+// Set while this thread is strict. Kept with what autograd hands to the threads that run its
+// backward on a GPU, for they then work for this one.
+constexpr const char* kStrict = "fastdl.strict";
 
 }  // namespace
 
 void hand_over(const std::string& op, const std::string& reason) {
-  TORCH_CHECK(!strict_here, "fastdl.strict(): ", op,
+  TORCH_CHECK(!ThreadLocals::contains(kStrict), "fastdl.strict(): ", op,
               " would be computed by native torch: ", reason);
   const std::lock_guard<std::mutex> lock(counts_mutex);
   ++counts[{op, reason}];
@@ -34,6 +39,11 @@ void reset_hand_overs() {
   counts.clear();
 }
 
-bool set_strict(bool strict) { return std::exchange(strict_here, strict); }
+bool set_strict(bool strict) {
+  const bool before = ThreadLocals::contains(kStrict);
+  if (strict && !before) ThreadLocals::set(kStrict, nullptr);
+  if (!strict && before) ThreadLocals::erase(kStrict);
+  return before;
+}
 
 }  // namespace fastdl

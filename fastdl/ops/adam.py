@@ -12,9 +12,20 @@ from torch.optim.optimizer import _use_grad_for_differentiable
 
 from fastdl import _C
 
+# Its name differs between the versions of torch.
+_check_graph_capture = getattr(
+    torch.optim.Optimizer,
+    "_accelerator_graph_capture_health_check",
+    torch.optim.Optimizer._cuda_graph_capture_health_check,
+)
+
 
 def _number(value: float | Tensor) -> float:
     return value.item() if isinstance(value, Tensor) else value
+
+
+def _is_on_gpu(value: float | Tensor) -> bool:
+    return isinstance(value, Tensor) and value.is_cuda
 
 
 class _Lists(NamedTuple):
@@ -41,11 +52,15 @@ class Adam(torch.optim.Adam):
         p \leftarrow p - \frac{lr}{1 - \beta_1^t} \frac{m}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
     ``amsgrad`` takes the largest ``v`` so far, ``maximize`` negates ``g``. The kernel covers dense
-    float32, float64, bfloat16 and float16 parameters on the CPU, each with gradient and state of
-    its own dtype and layout, and computes 16-bit ones in float32. It is used whatever ``foreach``,
-    ``fused`` and ``capturable`` say; all else (``differentiable``, complex or sparse gradients,
-    other devices, ``torch.compile``) goes to native torch. ``GradScaler`` hands its scale to the
-    step, which unscales and skips by itself.
+    float32, float64, bfloat16 and float16 parameters on CPU and CUDA, each with gradient and state
+    of its own dtype and layout, and computes 16-bit ones in float32. It is used whatever
+    ``foreach``, ``fused`` and ``capturable`` say; all else (``differentiable``, complex or sparse
+    gradients, other devices, betas on a GPU, ``torch.compile``) goes to native torch.
+    ``GradScaler`` hands its scale to the step, which unscales and skips by itself.
+
+    On CUDA ``capturable=True`` or ``fused=True`` keep the step counts on the GPU: the step then
+    waits for nothing there (a ``lr`` tensor and the scaler's results are read by the kernel), and
+    with ``capturable`` it can be part of a CUDA graph.
 
     Source: Kingma and Ba, arXiv:1412.6980; amsgrad: Reddi et al., arXiv:1904.09237.
     """
@@ -56,6 +71,7 @@ class Adam(torch.optim.Adam):
     @_use_grad_for_differentiable
     def step(self, closure: Any = None) -> Any:
         """Updates all parameters that have a gradient; returns the closure's loss, if any."""
+        _check_graph_capture(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -70,20 +86,24 @@ class Adam(torch.optim.Adam):
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         beta1, beta2 = group["betas"]
+        lr = group["lr"]
         if is_compiling():
             pass
         elif group["differentiable"]:
             _C.hand_over(type(self).__name__, "differentiable=True")
+        elif _is_on_gpu(beta1) or _is_on_gpu(beta2):
+            _C.hand_over(type(self).__name__, "betas on a GPU")
         else:
             left = _C.adam_step(
                 *lists,
-                _number(group["lr"]),
+                0.0 if _is_on_gpu(lr) else _number(lr),
                 _number(beta1),
                 _number(beta2),
                 group["weight_decay"],
                 group["eps"],
                 group["maximize"],
                 group["decoupled_weight_decay"],
+                lr if _is_on_gpu(lr) else None,
                 grad_scale,
                 found_inf,
             )
@@ -104,7 +124,7 @@ class Adam(torch.optim.Adam):
             has_complex=has_complex,
             beta1=beta1,
             beta2=beta2,
-            lr=group["lr"],
+            lr=lr,
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=group["maximize"],

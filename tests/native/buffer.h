@@ -1,5 +1,5 @@
-// Heap memory of exactly the size that a kernel may touch, so that the address sanitizer sees every
-// element read or written past either end, with numbers of any of the element types in it.
+// Memory of exactly the size that a kernel may touch, so that the address sanitizer or the emulator
+// sees every element read or written past either end, with numbers of any of the element types.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "backends.h"
 #include "check.h"
-#include "common/cpu_isa.h"
 #include "common/dtype.h"
 
 namespace fastdl::testing {
@@ -80,7 +80,7 @@ class Buffer {
       : dtype_(dtype),
         count_(count),
         skip_(skip),
-        bytes_(new char[(count + skip) * dtype_bytes(dtype)]) {
+        bytes_(static_cast<char*>(allocate_bytes((count + skip) * dtype_bytes(dtype)))) {
     std::memset(bytes_.get(), 0xff, (count + skip) * dtype_bytes(dtype));  // NaN
   }
 
@@ -149,7 +149,10 @@ class Buffer {
 
   DType dtype_;
   int64_t count_, skip_;
-  std::unique_ptr<char[]> bytes_;
+  struct Release {
+    void operator()(char* bytes) const { release_bytes(bytes); }
+  };
+  std::unique_ptr<char, Release> bytes_;
 };
 
 // One check for a whole buffer; names the first element that is off. `scale` widens the tolerance
@@ -162,16 +165,6 @@ inline void check_close(const Buffer& got, const std::vector<double>& expected, 
                             ", expected " + std::to_string(expected[i]));
   }
   check(true, what);
-}
-
-// Calls f<isa>(name) with every instruction set that this machine runs.
-template <class F>
-void for_each_isa(F&& f) {
-  f.template operator()<CpuIsa::kDefault>(cpu_isa_name(CpuIsa::kDefault));
-#if defined(__x86_64__)
-  if (cpu_isa() >= CpuIsa::kAvx2) f.template operator()<CpuIsa::kAvx2>("avx2");
-  if (cpu_isa() >= CpuIsa::kAvx512) f.template operator()<CpuIsa::kAvx512>("avx512");
-#endif
 }
 
 }  // namespace fastdl::testing

@@ -86,7 +86,7 @@ std::vector<Parameter> make_parameters(const std::vector<int64_t>& sizes, int64_
 }
 
 void check_step(const std::vector<int64_t>& sizes, const Options& options, int64_t skip) {
-  for_each_isa([&]<CpuIsa isa>(const char* name) {
+  for_each_backend([&](const Backend& backend) {
     std::vector<Parameter> parameters = make_parameters(sizes, skip);
     std::vector<std::vector<std::vector<double>>> expected;
     std::vector<AdamTensor> table;
@@ -96,12 +96,12 @@ void check_step(const std::vector<int64_t>& sizes, const Options& options, int64
       table.push_back(parameter.entry(blocks, options.amsgrad));
       blocks += adam_blocks(parameter.param.count());
     }
-    adam_step<isa>({table.data(), static_cast<int64_t>(table.size()), kLr, kBeta1, kBeta2,
-                    options.weight_decay, kEps, options.grad_scale, options.maximize,
-                    options.decoupled});
+    backend.adam_step({table.data(), static_cast<int64_t>(table.size()), kLr, kBeta1, kBeta2,
+                       options.weight_decay, kEps, options.grad_scale, options.maximize,
+                       options.decoupled});
     for (size_t i = 0; i < parameters.size(); ++i) {
       const Parameter& after = parameters[i];
-      const std::string what = std::string("adam ") + name + " " + dtype_name(after.dtype) + " [" +
+      const std::string what = "adam " + backend.name + " " + dtype_name(after.dtype) + " [" +
                                std::to_string(after.param.count()) + "] ";
       check_close(after.param, expected[i][0], after.dtype, what + "param");
       check_close(after.grad, expected[i][1], after.dtype, what + "grad");
@@ -123,9 +123,9 @@ void test_adam() {
     check_step({kAdamBlock - 1, kAdamBlock, kAdamBlock + 1, 5, 4 * kAdamBlock + 3, 1}, options, 1);
     check_step({100003}, options, 0);
   }
-  for_each_isa([]<CpuIsa isa>(const char* name) {
-    adam_step<isa>({nullptr, 0, kLr, kBeta1, kBeta2, 0, kEps, 1, false, false});
-    check(true, std::string("adam of no tensors ") + name);
+  for_each_backend([](const Backend& backend) {
+    backend.adam_step({nullptr, 0, kLr, kBeta1, kBeta2, 0, kEps, 1, false, false});
+    check(true, "adam of no tensors " + backend.name);
   });
 }
 

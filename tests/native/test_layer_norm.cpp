@@ -24,8 +24,8 @@ struct Case {
   double offset = 0;
 
   bool centred() const { return kind == NormKind::kLayerNorm; }
-  std::string describe(const char* isa, const char* what) const {
-    return std::string(centred() ? "layer_norm " : "rms_norm ") + what + " " + isa + " [" +
+  std::string describe(const std::string& backend, const char* what) const {
+    return std::string(centred() ? "layer_norm " : "rms_norm ") + what + " " + backend + " [" +
            std::to_string(rows) + ", " + std::to_string(cols) + "] " + dtype_name(dtype) +
            " with " + (has_weight ? "weight " : "") + (has_bias ? "bias " : "") +
            dtype_name(weight_dtype) + " offset " + std::to_string(offset);
@@ -86,46 +86,48 @@ void check_case(const Case& c) {
   const DType statistics = statistics_dtype(c.dtype);
   const double sums = std::sqrt(c.rows) * (c.cols < 3 ? 100 : 4);
 
-  for_each_isa([&]<CpuIsa isa>(const char* name) {
+  for_each_backend([&](const Backend& backend) {
     Buffer output(c.dtype, c.rows * c.cols, c.skip), mean(statistics, c.rows),
         rstd(statistics, c.rows);
-    norm_forward<isa>({input.data(), c.has_weight ? weight.data() : nullptr,
-                       c.has_bias ? bias.data() : nullptr, output.data(),
-                       c.centred() ? mean.data() : nullptr, rstd.data(), c.rows, c.cols, kEps,
-                       c.dtype, c.weight_dtype, c.kind});
-    check_close(output, expected.output, c.dtype, c.describe(name, "output"), 2);
-    if (c.centred()) check_close(mean, expected.mean, statistics, c.describe(name, "mean"));
-    check_close(rstd, expected.rstd, statistics, c.describe(name, "rstd"));
+    backend.norm_forward({input.data(), c.has_weight ? weight.data() : nullptr,
+                          c.has_bias ? bias.data() : nullptr, output.data(),
+                          c.centred() ? mean.data() : nullptr, rstd.data(), c.rows, c.cols, kEps,
+                          c.dtype, c.weight_dtype, c.kind});
+    check_close(output, expected.output, c.dtype, c.describe(backend.name, "output"), 2);
+    if (c.centred()) check_close(mean, expected.mean, statistics, c.describe(backend.name, "mean"));
+    check_close(rstd, expected.rstd, statistics, c.describe(backend.name, "rstd"));
 
     Buffer no_statistics(c.dtype, c.rows * c.cols, c.skip);
-    norm_forward<isa>({input.data(), c.has_weight ? weight.data() : nullptr,
-                       c.has_bias ? bias.data() : nullptr, no_statistics.data(), nullptr, nullptr,
-                       c.rows, c.cols, kEps, c.dtype, c.weight_dtype, c.kind});
-    check(no_statistics.values() == output.values(), c.describe(name, "without statistics"));
+    backend.norm_forward({input.data(), c.has_weight ? weight.data() : nullptr,
+                          c.has_bias ? bias.data() : nullptr, no_statistics.data(), nullptr,
+                          nullptr, c.rows, c.cols, kEps, c.dtype, c.weight_dtype, c.kind});
+    check(no_statistics.values() == output.values(),
+          c.describe(backend.name, "without statistics"));
 
-    // Every choice of wanted gradients; those that are not wanted must not be touched.
-    for (int wanted = 1; wanted < 8; ++wanted) {
+    // Every choice of wanted gradients (of large cases some); those not wanted must not be touched.
+    const int step = c.rows * c.cols < 1000 ? 1 : 3;
+    for (int wanted = 1; wanted < 8; wanted += step) {
       const bool want_weight = (wanted & 2) && c.has_weight, want_bias = (wanted & 4) && c.has_bias;
       Buffer grad_input(c.dtype, c.rows * c.cols, c.skip),
           grad_weight(c.weight_dtype, c.cols, c.skip), grad_bias(c.weight_dtype, c.cols, c.skip),
           partial(statistics, c.tasks * 2 * c.cols);
-      norm_backward<isa>({grad.data(), input.data(), c.has_weight ? weight.data() : nullptr,
-                          c.centred() ? mean.data() : nullptr, rstd.data(),
-                          wanted & 1 ? grad_input.data() : nullptr,
-                          want_weight ? grad_weight.data() : nullptr,
-                          want_bias ? grad_bias.data() : nullptr, partial.data(), c.tasks, c.rows,
-                          c.cols, c.dtype, c.weight_dtype, c.kind});
+      backend.norm_backward({grad.data(), input.data(), c.has_weight ? weight.data() : nullptr,
+                             c.centred() ? mean.data() : nullptr, rstd.data(),
+                             wanted & 1 ? grad_input.data() : nullptr,
+                             want_weight ? grad_weight.data() : nullptr,
+                             want_bias ? grad_bias.data() : nullptr, partial.data(), c.tasks,
+                             c.rows, c.cols, c.dtype, c.weight_dtype, c.kind});
       if (wanted & 1) {
-        check_close(grad_input, expected.grad_input, c.dtype, c.describe(name, "grad_input"),
-                    c.cols < 3 ? 200 : 4);
+        check_close(grad_input, expected.grad_input, c.dtype,
+                    c.describe(backend.name, "grad_input"), c.cols < 3 ? 200 : 4);
       }
       if (want_weight) {
         check_close(grad_weight, expected.grad_weight, c.weight_dtype,
-                    c.describe(name, "grad_weight"), sums);
+                    c.describe(backend.name, "grad_weight"), sums);
       }
       if (want_bias) {
-        check_close(grad_bias, expected.grad_bias, c.weight_dtype, c.describe(name, "grad_bias"),
-                    sums);
+        check_close(grad_bias, expected.grad_bias, c.weight_dtype,
+                    c.describe(backend.name, "grad_bias"), sums);
       }
     }
   });
@@ -148,7 +150,18 @@ void test_layer_norm() {
       }
       check_case({2, 8193, dtype, dtype, kind, true, bias, 1, 2});
       check_case({1009, 5, dtype, dtype, kind, true, bias, 1, 3});
+      // Every way to share a row on a GPU: aligned rows of warps, blocks, clusters and parts.
+      for (const int64_t n : {40, 264, 520, 1024, 1544, 4104, 16384}) {
+        check_case({19, n, dtype, dtype, kind, true, bias});
+      }
+      check_case({3, 40000, dtype, dtype, kind, true, bias});
+      check_case({2, 200000, dtype, dtype, kind, true, bias});
+      if (dtype_bytes(dtype) == 2) {
+        check_case({35, 768, dtype, DType::kFloat32, kind, true, bias});
+        check_case({5, 6400, dtype, DType::kFloat32, kind, true, bias});
+      }
     }
+    if (!streams_past_the_cache()) continue;
     // Results larger than the cache are streamed, at every alignment of a row.
     check_case({2003, 1051, DType::kFloat32, DType::kFloat32, kind, true, bias, 3, 3});
     check_case({1003, 1049, DType::kFloat64, DType::kFloat64, kind, true, bias, 1, 2});

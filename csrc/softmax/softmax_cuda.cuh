@@ -1,0 +1,71 @@
+// What the CUDA kernels of the softmax family share.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "common/dispatch.h"
+#include "common/launch.cuh"
+#include "common/row_plan.h"
+#include "common/row_team.cuh"
+#include "common/vector_io.cuh"
+#include "softmax/softmax.h"
+
+namespace fastdl {
+
+// exp(x), for results that are stored as Out: 16 bits leave room for the error of the fast one,
+// which for float32 would grow with |x|.
+template <class Out>
+__device__ __forceinline__ float exponential(float x) {
+  if constexpr (sizeof(Out) == 2) return __expf(x);
+  return expf(x);
+}
+template <class Out>
+__device__ __forceinline__ double exponential(double x) {
+  return exp(x);
+}
+
+// softmin is softmax of the negated input.
+__device__ __forceinline__ int sign_of(SoftmaxKind kind) {
+  return kind == SoftmaxKind::kSoftmin ? -1 : 1;
+}
+
+// The outputs of a row take one number from the sum of its exponentials: its logarithm, its
+// reciprocal, or (float64, where a multiplication would cost a digit) the sum itself.
+template <class A>
+__device__ __forceinline__ A divisor_of(bool logarithm, A sum) {
+  if (logarithm) return log(sum);
+  return sizeof(A) == 8 ? sum : 1 / sum;
+}
+
+// The output of an element less the row's maximum.
+template <class Out, class A>
+__device__ __forceinline__ A normalised(bool logarithm, A shifted, A divisor) {
+  if (logarithm) return shifted - divisor;
+  const A exponent = exponential<Out>(shifted);
+  return sizeof(A) == 8 ? exponent / divisor : exponent * divisor;
+}
+
+// How many vectors of W a row has, at most, whose first row begins `shift` elements after a
+// multiple of W.
+inline int64_t vectors_of_row(int64_t cols, int shift, int W) {
+  if (shift == 0 && cols % W == 0) return cols / W;
+  return ceil_divide(cols + W - 1, W);  // the shift differs from row to row
+}
+
+// Rows at different shifts in input and output are taken element by element, by the split kernels.
+inline RowPlan choose_softmax_row_plan(int64_t rows, int64_t cols, int shift, bool same_shift,
+                                       int W, int held, bool is_double, const CudaTarget& target) {
+  if (same_shift) {
+    return choose_row_plan(rows, vectors_of_row(cols, shift, W), held, is_double, target);
+  }
+  RowPlan plan = choose_row_plan(rows, int64_t{1} << 40, held, is_double, {target.stream, 1, 80});
+  plan.parts = static_cast<int>(std::clamp<int64_t>(cols / 8192, 1, plan.threads));
+  plan.blocks = rows * plan.parts;
+  return plan;
+}
+
+Status softmax_forward_columns_cuda(const SoftmaxForwardArgs& args, const CudaTarget& target);
+Status softmax_backward_columns_cuda(const SoftmaxBackwardArgs& args, const CudaTarget& target);
+
+}  // namespace fastdl
