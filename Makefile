@@ -56,8 +56,8 @@ format: $(READY)  ## let ruff and clang-format write the files
 	ruff format .
 	clang-format -i $$(bash tools/native_sources.sh)
 
-cuda-compile:  ## compile all CUDA kernels, fail on register spills (needs nvcc, no GPU, no torch)
-	@$(PYTHON) tools/cuda_compile.py
+cuda-compile: $(READY)  ## compile all CUDA code, fail on register spills (needs nvcc, no GPU)
+	@$(RUN) tools/cuda_compile.py
 
 # Another environment, which has a torch with CUDA already: make gpu-check RUN=/usr/bin/python3 READY=
 gpu-check: $(READY)  ## build, tests, sanitizers and benchmark on a GPU (STEPS="tests bench")

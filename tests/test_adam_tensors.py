@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 import fastdl
 from tests.compare import assert_same_bits
-from tests.test_adam import all_optimizers, optimizers, parameters_of, set_gradients
+from tests.test_adam import (
+    all_optimizers,
+    check_steps,
+    optimizers,
+    parameters_of,
+    set_gradients,
+)
 from tests.test_adam_state import assert_same_training, train
 from tests.test_adam_use import both
 
@@ -114,3 +120,11 @@ def test_parameters_without_gradient_stay_as_they_are(name: str) -> None:
         assert_same_bits(parameters_of(optimizer)[1], before)
         assert len(optimizer.state[parameters_of(optimizer)[1]]) == 0
     assert_same_training(*pair)
+
+
+@all_optimizers
+def test_hundreds_of_tensors_in_one_group(name: str) -> None:
+    # More than one launch on a GPU carries in its arguments, empty ones and some of several blocks.
+    sizes = [*range(400), *([0] * 7), 5000, *([9] * 400), 0]
+    values = [torch.randn(size) for size in sizes]
+    check_steps(name, values, 2)

@@ -225,3 +225,15 @@ def test_deterministic_algorithms_are_no_obstacle(deterministic: bool) -> None:
             fastdl.functional.softmax(x, 0).sum().backward()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@all_cases
+def test_a_default_device_is_no_obstacle(case: FunctionCase) -> None:
+    tensors = case.tensors()
+    before = torch.get_default_device()
+    torch.set_default_device(tensors[0].device)
+    try:
+        with fastdl.strict():
+            case.fast(*tensors)
+    finally:
+        torch.set_default_device(before if before.type != "cpu" else None)

@@ -1,7 +1,8 @@
 """Compiles every CUDA source for sm_80 and sm_90a and prints what each kernel takes.
 
-Needs nvcc, but neither a GPU nor torch. Fails when a kernel spills registers or has a stack frame
-and is not in cuda_allow_list.txt, where every entry has a reason.
+Needs nvcc, but no GPU. Fails when a kernel spills registers or has a stack frame and is not in
+cuda_allow_list.txt, where every entry has a reason. Then compiles the glue between torch and the
+kernels as a build with CUDA does, against the installed torch, be it one with CUDA or without.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ OBJECTS = ROOT / "build" / "cuda"
 ALLOW_LIST = Path(__file__).with_name("cuda_allow_list.txt")
 ARCHITECTURES = ("80", "90a")
 FLAGS = ("-std=c++20", "-O3", "-DNDEBUG", "-DFASTDL_WITH_CUDA", f"-I{ROOT / 'csrc'}")  # as CMake
+GLUE = re.compile(r"_(torch|autograd)\.cpp$")
 KERNEL = re.compile(
     r"Function properties for (?P<name>\S+)\n"
     r"\s*(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
@@ -83,6 +86,35 @@ def compile_one(nvcc: str, source: Path, architecture: str) -> tuple[str, list[K
     return "", kernels_in(result.stderr + result.stdout, architecture)
 
 
+def torch_include() -> Path:
+    """The headers of the installed torch."""
+    command = [sys.executable, str(ROOT / "cmake" / "find_torch.py")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(result.stderr.strip())
+    return Path(result.stdout.split(";")[0])
+
+
+def cuda_includes(nvcc: str) -> list[str]:
+    """The folders of CUDA's headers. nvcc on PATH may be a script in another place."""
+    command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return re.findall(r'"-I([^"]+)"', result.stderr)
+
+
+def compile_glue(cuda: list[str], torch: Path, source: Path) -> str:
+    """Errors of the host compiler with the macro and the headers of a build with CUDA."""
+    python = sysconfig.get_path("include")
+    includes = [torch, torch / "torch/csrc/api/include", python, *cuda]
+    flags = [*FLAGS, *(f"-isystem{path}" for path in includes)]
+    if not (torch / "c10/cuda/impl/cuda_cmake_macros.h").exists():  # a torch without CUDA
+        flags.append("-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE")
+    name = source.relative_to(ROOT / "csrc").as_posix().replace("/", "-")
+    command = ["c++", *flags, "-O0", "-fPIC", "-c", str(source), "-o", str(OBJECTS / f"{name}.o")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"{source.relative_to(ROOT)}:\n{result.stderr}" if result.returncode else ""
+
+
 def allowed_names() -> list[re.Pattern[str]]:
     """The names in the allow list."""
     lines = [line for line in ALLOW_LIST.read_text().splitlines() if line.strip()]
@@ -98,6 +130,7 @@ def main() -> int:
     nvcc = shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '')}/bin:{os.environ['PATH']}")
     if nvcc is None:
         sys.exit("nvcc was found neither on PATH nor in CUDA_HOME")
+    torch, cuda = torch_include(), cuda_includes(nvcc)
     OBJECTS.mkdir(parents=True, exist_ok=True)
     jobs = [
         (source, architecture)
@@ -107,9 +140,12 @@ def main() -> int:
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(lambda job: compile_one(nvcc, *job), jobs))
+        glue = [path for path in sorted((ROOT / "csrc").rglob("*.cpp")) if GLUE.search(path.name)]
+        glue += sorted((ROOT / "csrc" / "torch").glob("*.cpp"))
+        glue_errors = list(pool.map(lambda source: compile_glue(cuda, torch, source), glue))
 
     kernels = [kernel for _, found in results for kernel in found]
-    errors = [error for error, _ in results if error]
+    errors = [error for error, _ in results if error] + [error for error in glue_errors if error]
     allowed = allowed_names()
     for kernel in kernels:
         print(kernel.line())
@@ -123,7 +159,11 @@ def main() -> int:
     ]
     print(
         "\n".join(
-            [*errors, f"{len(jobs)} compilations, {len(kernels)} kernels, {len(errors)} errors"]
+            [
+                *errors,
+                f"{len(jobs)} compilations, {len(kernels)} kernels, {len(glue)} files of glue, "
+                f"{len(errors)} errors",
+            ]
         )
     )
     return int(bool(errors))

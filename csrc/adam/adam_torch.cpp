@@ -2,7 +2,6 @@
 #include "adam/adam_torch.h"
 
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -106,7 +105,7 @@ Tensor on_gpu_of(const Tensor& like, const OptionalTensor& scalar, at::ScalarTyp
 Status step_on_gpu(const AdamStepArgs& args, const Tensor& like, const OptionalTensor& lr,
                    const OptionalTensor& grad_scale, const OptionalTensor& found_inf,
                    const CudaTarget& target) {
-  const Tensor scratch = make_scratch(like, adam_scratch_cuda(args.count));
+  const Scratch table(like, adam_scratch_cuda(args.count));
   const auto lr_dtype = lr ? lr->scalar_type() : at::kFloat;
   const Tensor rate = on_gpu_of(like, lr, lr_dtype == at::kDouble ? at::kDouble : at::kFloat);
   const Tensor scale = on_gpu_of(like, grad_scale, at::kFloat);
@@ -115,7 +114,7 @@ Status step_on_gpu(const AdamStepArgs& args, const Tensor& like, const OptionalT
   const AdamDeviceScalars scalars{pointer(rate), static_cast<const float*>(pointer(scale)),
                                   static_cast<const float*>(pointer(infinite)),
                                   lr_dtype == at::kDouble ? DType::kFloat64 : DType::kFloat32};
-  return adam_step_cuda(args, scalars, scratch.mutable_data_ptr(), target);
+  return adam_step_cuda(args, scalars, table.data(), target);
 }
 
 // lr_tensor, if any, takes the place of lr: on a GPU without being read by the host.
@@ -182,6 +181,10 @@ TORCH_LIBRARY_FRAGMENT(fastdl, library) {
 TORCH_LIBRARY_IMPL(fastdl, CPU, library) { library.impl("adam_", adam_kernel); }
 TORCH_LIBRARY_IMPL(fastdl, CUDA, library) { library.impl("adam_", adam_kernel); }
 TORCH_LIBRARY_IMPL(fastdl, Meta, library) { library.impl("adam_", adam_meta); }
+// A step has no gradient of its own: without this torch would box and scan all lists on every call.
+TORCH_LIBRARY_IMPL(fastdl, Autograd, library) {
+  library.impl("adam_", torch::CppFunction::makeFallthrough());
+}
 
 // The tensors of a call that are on one device, in the order of the op's lists.
 struct Covered {

@@ -7,6 +7,13 @@ namespace fastdl {
 // kernel there: the one answer that judges compatible architectures and PTX rightly.
 #ifdef FASTDL_WITH_CUDA
 const char* why_cuda_device_not_covered(int device);
+
+struct CudaDevice {
+  int multiprocessors;
+  int capability;  // that kernels may use: the GPU's, or of the older PTX they were compiled from
+};
+// Asks CUDA once for each GPU.
+const CudaDevice& cuda_device(int device);
 #else
 inline const char* why_cuda_device_not_covered(int) { return "fastdl was built without CUDA"; }
 #endif

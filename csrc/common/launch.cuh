@@ -24,7 +24,7 @@ inline constexpr int64_t kMaxBlocks = INT32_MAX;
 
 template <class... Parameters>
 Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, const CudaTarget& target,
-              std::type_identity_t<Parameters>... arguments) {
+              const std::type_identity_t<Parameters>&... arguments) {
   if (shape.blocks > kMaxBlocks) return {cudaErrorInvalidConfiguration};
   if (shape.dynamic_shared > kSharedWithoutAsking) {
     const cudaError_t error =

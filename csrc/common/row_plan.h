@@ -51,29 +51,33 @@ inline RowPlan choose_row_plan(int64_t rows, int64_t count, int held, bool is_do
     const int64_t blocks = ceil_divide(rows * team, warps_together);
     return {RowTeam::kWarp, each, team, 1, warps_together, blocks};
   }
-  // Fewer rows than multiprocessors: a cluster brings more of them to work on each row.
-  const bool has_clusters = target.capability >= 90;
-  int64_t parts = 1;
-  if (has_clusters) {
-    const int64_t idle = target.multiprocessors / std::max<int64_t>(rows, 1);
-    const int64_t worth = count / 1024;
-    while (2 * parts <= std::min<int64_t>({clustered, idle, worth})) parts *= 2;
-  }
-  if (parts == 1 && count <= block * 4) {
+  // Blocks of at most `paired` threads leave a multiprocessor room for a second one, which loads
+  // while the first reduces. A cluster keeps blocks of long rows that small, and where there are
+  // fewer rows than multiprocessors it brings more of them to work on each.
+  const int64_t paired = block / 2;
+  if (count <= paired * 4) {
     const int threads = threads_for(count, 4);
     return {RowTeam::kBlock, 4, threads, 1, threads, rows};
   }
-  if (parts == 1 && count <= block * held) {
-    const int threads = threads_for(count, held);
-    return {RowTeam::kBlock, held, threads, 1, threads, rows};
+  int64_t parts = 1;
+  if (target.capability >= 90) {
+    const int64_t idle = target.multiprocessors / std::max<int64_t>(rows, 1);
+    while (parts < clustered &&
+           (count > parts * paired * held || 2 * parts <= std::min<int64_t>(idle, count / 1024))) {
+      parts *= 2;
+    }
   }
-  parts = std::max(parts, next_power_of_two(ceil_divide(count, block * held)));
-  if (has_clusters && parts <= clustered) {
+  if (count <= parts * block * held) {
     const int threads = threads_for(ceil_divide(count, parts), held);
-    return {RowTeam::kCluster, held, threads, static_cast<int>(parts), threads, rows * parts};
+    return {parts > 1 ? RowTeam::kCluster : RowTeam::kBlock,
+            held,
+            threads,
+            static_cast<int>(parts),
+            threads,
+            rows * parts};
   }
-  // Two blocks a multiprocessor, or one for every 2048 vectors if that is less.
-  parts = ceil_divide(2 * int64_t{target.multiprocessors}, std::max<int64_t>(rows, 1));
+  // Six blocks a multiprocessor, or one for every 2048 vectors if that is less.
+  parts = ceil_divide(6 * int64_t{target.multiprocessors}, std::max<int64_t>(rows, 1));
   parts = std::clamp<int64_t>(parts, 1,
                               std::min<int64_t>(split_threads, ceil_divide(count, int64_t{2048})));
   return {RowTeam::kSplit, 4, split_threads, static_cast<int>(parts), split_threads, rows * parts};

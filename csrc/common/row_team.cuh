@@ -19,6 +19,8 @@ namespace fastdl {
 class WarpTeam {
  public:
   static constexpr int max_threads(bool) { return 256; }  // of a block, for float64 or others
+  // Blocks that a multiprocessor must have registers for: the next rows load while these reduce.
+  static constexpr int kMinBlocks = 2;
 
   __device__ __forceinline__ explicit WarpTeam(int size) : size_(size) {}
   __device__ __forceinline__ int size() const { return size_; }
@@ -40,6 +42,7 @@ class WarpTeam {
 class BlockTeam {
  public:
   static constexpr int max_threads(bool is_double) { return max_row_threads(is_double); }
+  static constexpr int kMinBlocks = 1;
 
   __device__ __forceinline__ explicit BlockTeam(int) {}
   __device__ __forceinline__ int size() const { return blockDim.x; }
@@ -72,6 +75,7 @@ class BlockTeam {
 class ClusterTeam {
  public:
   static constexpr int max_threads(bool is_double) { return max_row_threads(is_double); }
+  static constexpr int kMinBlocks = 1;
   static constexpr int kMaxBlocks = 8;  // what every GPU with clusters has
 
   __device__ __forceinline__ explicit ClusterTeam(int size) : block_(size) {

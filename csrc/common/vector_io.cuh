@@ -184,6 +184,16 @@ struct RowVectors {
     return vector;
   }
 
+  // The same for v < end, else only `fill`.
+  template <class T>
+  __device__ __forceinline__ Vector<T, W> load_before(Index end, const T* row, Index v,
+                                                      Accumulate<T> fill) const {
+    if (v < end) return load(row, v, fill);
+    Vector<T, W> vector;
+    vector.fill(fill);
+    return vector;
+  }
+
   template <class T>
   __device__ __forceinline__ void store(T* row, Index v, const Vector<T, W>& vector) const {
     const Index begin = W * v - shift;

@@ -149,12 +149,14 @@ std::optional<Tensor> call_or_hand_over(const PlainTensor& input, const Integers
                                         const std::optional<PlainTensor>& weight,
                                         const std::optional<PlainTensor>& bias, double eps,
                                         NormKind kind) {
-  const Tensor x = autocast_to_float(input.tensor);
-  const Tensor w = autocast_to_float(weight ? weight->tensor : Tensor());
-  const Tensor b = autocast_to_float(bias ? bias->tensor : Tensor());
+  Tensor x = input.tensor, w = weight ? weight->tensor : Tensor(),
+         b = bias ? bias->tensor : Tensor();
   const char* reason = reason_to_hand_over(x);
   if (reason == nullptr && w.defined()) reason = reason_to_hand_over(w);
   if (reason == nullptr && b.defined()) reason = reason_to_hand_over(b);
+  if (reason == nullptr) {
+    for (Tensor* tensor : {&x, &w, &b}) *tensor = autocast_to_float(*tensor);
+  }
   const at::IntArrayRef shape(normalized_shape.values);
   if (reason == nullptr) {
     reason = reason_of_arguments(x, shape, w, b, static_cast<int64_t>(kind));

@@ -4,7 +4,7 @@
 // A fixed grid goes over the rows. A thread has the same columns of every row it takes part in, so
 // that it adds up their weight gradients in registers while it computes dx: x and dy are read once,
 // dx is written once. The next row is on its way while a row is reduced. A row belongs to lanes of
-// a warp (up to 1024 columns of bfloat16), a group of warps or a whole block (12 thousand), or a
+// a warp (up to 512 columns), a group of warps or a whole block (12 thousand of bfloat16), or a
 // cluster (98 thousand, capability 90). Each block writes its sums to partial_sums; a second
 // launch adds these in a fixed order: two runs give the same bits.
 // Wider rows, and on older GPUs those beyond a block: layer_norm_backward_wide_cuda.cu.
@@ -14,13 +14,15 @@
 namespace fastdl {
 namespace {
 
-// Threads of a block, at most, and vectors of a row that each has, at most. A vector of 16-bit
-// elements has two sums for each of 8 columns: 168 registers instead of 128.
-template <class T>
-constexpr int kThreads = sizeof(T) == 2 ? 384 : 512;
+// Vectors of a row that a thread has, at most, and threads of a block that has K of them each: a
+// vector of 16-bit elements has two sums for each of 8 columns, for 4 vectors 168 registers.
 template <class T>
 constexpr int kHeld = sizeof(T) == 8 ? 2 : 4;
-constexpr int kSharedSums = 4352;  // of one block, while its groups add up theirs: 256 (16 + 1)
+template <class T, int K>
+constexpr int kThreads = K == 4 && sizeof(T) == 2 ? 384 : 512;
+constexpr int kSets = 16;          // of tasks whose sums are added apart
+constexpr int kTogether = 256;     // threads of a block whose groups are smaller
+constexpr int kSharedSums = 4224;  // of one block, while its groups add up theirs: 128 (32 + 1)
 
 struct BackwardPlan {
   bool held;           // rows in registers, else the three launches
@@ -31,9 +33,10 @@ struct BackwardPlan {
   int64_t tasks;
 };
 
-// For rows of `count` vectors, of which a thread has registers for `held`
-BackwardPlan choose_plan(int64_t rows, int64_t count, int most_threads, int held,
-                         const CudaTarget& target) {
+// For rows of `count` vectors of W elements of T
+template <class T>
+BackwardPlan choose_plan(int64_t rows, int64_t count, int W, const CudaTarget& target) {
+  constexpr int held = kHeld<T>, most_threads = kThreads<T, held>;
   BackwardPlan plan{.held = true,
                     .vectors = 1,
                     .group = kWarp,
@@ -44,11 +47,19 @@ BackwardPlan choose_plan(int64_t rows, int64_t count, int most_threads, int held
   const auto warps_for = [](int64_t threads) {
     return static_cast<int>(ceil_divide(threads, kWarp) * kWarp);
   };
-  if (count <= kWarp * held) {
+  // Single elements are taken by the kernel of the most vectors, whatever the plan.
+  const auto threads_for = [&](int vectors) {
+    return W > 1 && vectors <= 2 ? kThreads<T, 2> : most_threads;
+  };
+  // 4 vectors leave no registers to load ahead: only where less will not do.
+  if (count <= kWarp * (sizeof(T) == 2 && W > 1 ? 2 : held)) {
     plan.group = static_cast<int>(std::min<int64_t>(kWarp, next_power_of_two(count)));
     plan.vectors = static_cast<int>(next_power_of_two(ceil_divide(count, plan.group)));
   } else if (count <= most_threads * held) {
-    plan.vectors = static_cast<int>(next_power_of_two(ceil_divide(count, most_threads)));
+    // Two vectors of 16-bit elements have twice the bytes on their way for half again the
+    // registers.
+    plan.vectors = sizeof(T) == 2 && W > 1 && count > 96 ? 2 : 1;
+    while (count > threads_for(plan.vectors) * plan.vectors) plan.vectors *= 2;
     plan.group = warps_for(ceil_divide(count, plan.vectors));
   } else if (target.capability >= 90 && count <= ClusterTeam::kMaxBlocks * most_threads * held) {
     plan.vectors = held;
@@ -57,14 +68,20 @@ BackwardPlan choose_plan(int64_t rows, int64_t count, int most_threads, int held
   } else {
     plan.held = false;
     plan.parts =
-        static_cast<int>(std::min<int64_t>({ceil_divide(2 * int64_t{target.multiprocessors}, rows),
+        static_cast<int>(std::min<int64_t>({ceil_divide(6 * int64_t{target.multiprocessors}, rows),
                                             ceil_divide(count, int64_t{2048}), kNormSplitThreads}));
     const int64_t tiles = ceil_divide(count, kNormSplitThreads);
-    plan.tasks = std::clamp<int64_t>(2 * target.multiprocessors / tiles, 1, rows);
+    plan.tasks = std::clamp<int64_t>(4 * target.multiprocessors / tiles, 1, rows);
     return plan;
   }
-  if (plan.cluster == 1) plan.groups = most_threads / plan.group;
-  const int resident = plan.vectors == 1 ? 2 : 1;  // blocks a multiprocessor has registers for
+  if (plan.cluster == 1) plan.groups = std::max(1, kTogether / plan.group);
+  // Blocks that a multiprocessor has registers for: 64 (16-bit: 80) a thread for one vector.
+  const int registers = (sizeof(T) == 2 ? 80 : 64) *
+                        (plan.vectors == 1   ? 2
+                         : plan.vectors == 2 ? 3
+                                             : 4) /
+                        2;
+  const int resident = std::max(1, 65536 / (registers * plan.group * plan.groups));
   plan.tasks = std::clamp<int64_t>(resident * target.multiprocessors / plan.cluster, 1,
                                    ceil_divide(rows, plan.groups));
   return plan;
@@ -141,7 +158,7 @@ __device__ __forceinline__ void add_groups(A (&sums)[N], int size) {
 }
 
 template <class Team, int K, int W, class T, class P>
-__global__ void __launch_bounds__(kThreads<T>, 1)
+__global__ void __launch_bounds__(kThreads<T, K>, 1)
     norm_backward_rows(NormBackwardArgs args, int group_size) {
   using A = Accumulate<T>;
   constexpr bool kAhead = K <= 2;  // the next row needs registers too
@@ -150,14 +167,21 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
   const bool centred = args.kind == NormKind::kLayerNorm;
   const A of_cols = 1 / static_cast<A>(args.cols);
 
-  const auto load_rows = [&](int64_t row, Vector<T, W>(&x)[K], Vector<T, W>(&dy)[K]) {
+  struct Row {
+    Vector<T, W> x[K], dy[K];
+    A mean, rstd;
+  };
+  const auto load_row = [&](int64_t row, Row& loaded) {
+    const bool exists = row < args.rows;
+    const RowVectors<W> vectors(exists ? args.cols : 0, 0);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       const int v = k * team.size() + team.rank();
-      const RowVectors<W> vectors(row < args.rows ? args.cols : 0, 0);
-      x[k] = vectors.load(static_cast<const T*>(args.input) + row * args.cols, v, 0);
-      dy[k] = vectors.load(static_cast<const T*>(args.grad_output) + row * args.cols, v, 0);
+      loaded.x[k] = vectors.load(static_cast<const T*>(args.input) + row * args.cols, v, 0);
+      loaded.dy[k] = vectors.load(static_cast<const T*>(args.grad_output) + row * args.cols, v, 0);
     }
+    loaded.mean = exists && centred ? static_cast<const A*>(args.mean)[row] : A(0);
+    loaded.rstd = exists ? static_cast<const A*>(args.rstd)[row] : A(0);
   };
   const auto load_weight = [&](int k, A(&weight)[W]) {
     const int v = k * team.size() + team.rank();
@@ -165,26 +189,20 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
   };
 
   A sums[2 * K * W] = {};  // of dweight, then of dbias
-  Vector<T, W> x[K], dy[K], next_x[kAhead ? K : 1], next_dy[kAhead ? K : 1];
+  Row current, next;
   const int64_t step = args.tasks * team.groups();
   int64_t first =
       team.task() * team.groups();  // of the block's rows: its groups take turns together
-  if constexpr (kAhead) load_rows(first + team.group(), next_x, next_dy);
+  if constexpr (kAhead) load_row(first + team.group(), next);
   for (; first < args.rows; first += step) {
     const int64_t row = first + team.group();
     if constexpr (kAhead) {
-#pragma unroll
-      for (int k = 0; k < K; ++k) {
-        x[k] = next_x[k];
-        dy[k] = next_dy[k];
-      }
-      load_rows(row + step, next_x, next_dy);
+      current = next;
+      load_row(row + step, next);
     } else {
-      load_rows(row, x, dy);
+      load_row(row, current);
     }
-    const bool exists = row < args.rows;
-    const A mean = exists && centred ? static_cast<const A*>(args.mean)[row] : A(0);
-    const A rstd = exists ? static_cast<const A*>(args.rstd)[row] : A(0);
+    auto& [x, dy, mean, rstd] = current;
     A products[2] = {0, 0};  // mean of g, mean of g x^
 #pragma unroll
     for (int k = 0; k < K; ++k) {
@@ -207,7 +225,7 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
     keep_packed(x);
     keep_packed(dy);
     const A mean_g = centred ? products[0] * of_cols : A(0), mean_gx = products[1] * of_cols;
-    if (args.grad_input == nullptr || !exists) continue;
+    if (args.grad_input == nullptr || row >= args.rows) continue;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       const int v = k * team.size() + team.rank();
@@ -243,24 +261,24 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
   }
 }
 
-// Adds the tasks' sums: 32 columns a block, the tasks in 8 sets.
+// Adds the tasks' sums: 32 columns a block, the tasks in kSets sets.
 template <class A, class P>
-__global__ void __launch_bounds__(256) norm_backward_add_tasks(NormBackwardArgs args) {
-  __shared__ A of_sets[8][kWarp];
+__global__ void __launch_bounds__(kSets* kWarp) norm_backward_add_tasks(NormBackwardArgs args) {
+  __shared__ A of_sets[kSets][kWarp];
   const int lane = threadIdx.x % kWarp, set = threadIdx.x / kWarp;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
   const A* const partial = static_cast<const A*>(args.partial_sums);
   A sum = 0;
   if (column < 2 * args.cols) {
-#pragma unroll 4
-    for (int64_t task = set; task < args.tasks; task += 8) {
+#pragma unroll 8
+    for (int64_t task = set; task < args.tasks; task += kSets) {
       sum += partial[task * 2 * args.cols + column];
     }
   }
   of_sets[set][lane] = sum;
   __syncthreads();
   if (set != 0 || column >= 2 * args.cols) return;
-  for (int other = 1; other < 8; ++other) sum += of_sets[other][lane];
+  for (int other = 1; other < kSets; ++other) sum += of_sets[other][lane];
   void* const target = column < args.cols ? args.grad_weight : args.grad_bias;
   if (target != nullptr) static_cast<P*>(target)[column % args.cols] = narrow<P>(sum);
 }
@@ -274,8 +292,8 @@ bool is_aligned(const NormBackwardArgs& args) {
 
 template <class T, class P>
 BackwardPlan choose_plan(const NormBackwardArgs& args, const CudaTarget& target) {
-  return choose_plan(args.rows, args.cols / (is_aligned<T, P>(args) ? kVectorWidth<T> : 1),
-                     kThreads<T>, kHeld<T>, target);
+  const int W = is_aligned<T, P>(args) ? kVectorWidth<T> : 1;
+  return choose_plan<T>(args.rows, args.cols / W, W, target);
 }
 
 template <int W, class T, class P>
@@ -288,8 +306,10 @@ Status launch_held(const NormBackwardArgs& args, const BackwardPlan& plan,
     return launch(kernel, shape, target, args, plan.group);
   };
   if (plan.cluster > 1) return launch_rows(norm_backward_rows<ClusterGroup, kHeld<T>, W, T, P>);
-  if (plan.vectors == 1 && W > 1) return launch_rows(norm_backward_rows<GroupTeam, 1, W, T, P>);
-  if (plan.vectors == 2 && W > 1) return launch_rows(norm_backward_rows<GroupTeam, 2, W, T, P>);
+  if constexpr (W > 1) {
+    if (plan.vectors == 1) return launch_rows(norm_backward_rows<GroupTeam, 1, W, T, P>);
+    if (plan.vectors == 2) return launch_rows(norm_backward_rows<GroupTeam, 2, W, T, P>);
+  }
   return launch_rows(norm_backward_rows<GroupTeam, kHeld<T>, W, T, P>);
 }
 
@@ -321,7 +341,7 @@ Status norm_backward_cuda(const NormBackwardArgs& args, const CudaTarget& target
              : aligned  ? launch_held<kVectorWidth<T>, T, P>(args, plan, target)
                         : launch_held<1, T, P>(args, plan, target);
     if (!status.ok() || !wants_sums) return;
-    const LaunchShape shape{ceil_divide(2 * args.cols, int64_t{kWarp}), 256};
+    const LaunchShape shape{ceil_divide(2 * args.cols, int64_t{kWarp}), kSets * kWarp};
     status = launch(norm_backward_add_tasks<Accumulate<T>, P>, shape, target, args);
   });
   return status;

@@ -2,7 +2,7 @@
 //   layer_norm  y = (x - mean) rstd weight + bias, rstd = 1 / sqrt(var + eps)
 //   rms_norm    y = x rstd weight,                 rstd = 1 / sqrt(mean(x^2) + eps)
 // A row is held in registers, as 16-byte vectors, by lanes of a warp (up to 1024 columns of
-// float32), a block (up to 24 thousand) or a cluster (196 thousand, capability 90): the input is
+// float32), a block (12 thousand, 24 where there are no clusters) or a cluster (196): the input is
 // read once, the output written once; weight and bias come from the cache. The variance is taken
 // about the mean, in a second pass over the registers that also finds what the mean lost in
 // rounding. Longer rows, and on older GPUs those beyond a block, are split over blocks that each
@@ -82,6 +82,7 @@ __device__ __forceinline__ void write_vector(const NormForwardArgs& args, int64_
   }
   Vector<T, W> y;
   y.pack(values);
+  keep_packed(y);  // one vector after the other: the weights of all would need more registers
   store_vector(static_cast<T*>(args.output) + row * args.cols + column, y);
 }
 
@@ -93,7 +94,7 @@ __device__ __forceinline__ void write_statistics(const NormForwardArgs& args, in
 }
 
 template <class Team, int K, int W, class T, class P>
-__global__ void __launch_bounds__(Team::max_threads(sizeof(T) == 8), 1)
+__global__ void __launch_bounds__(Team::max_threads(sizeof(T) == 8), Team::kMinBlocks)
     norm_forward_row(NormForwardArgs args, int team_size) {
   using A = Accumulate<T>;
   Team team(team_size);

@@ -107,8 +107,8 @@ std::tuple<Tensor, Tensor> run_forward(const Tensor& input, at::IntArrayRef norm
     run_kernel(
         x, [&]<CpuIsa isa> { norm_forward<isa>(args); },
         [&](const auto& target) {
-          const Tensor scratch = make_scratch(x, norm_forward_scratch_cuda(args, target));
-          args.scratch = scratch.mutable_data_ptr();
+          const Scratch scratch(x, norm_forward_scratch_cuda(args, target));
+          args.scratch = scratch.data();
           return norm_forward_cuda(args, target);
         });
   }
@@ -141,10 +141,11 @@ ThreeTensors layer_norm_backward_kernel(const Tensor& grad_output, const Tensor&
   const auto parameter_options = x.options().dtype(weight_dtype);
   const Tensor grad_input =
       wanted[0] ? at::empty(x.sizes(), x.options()) : at::empty({0}, x.options());
-  const Tensor grad_weight = wanted[1] ? at::zeros(normalized_shape, parameter_options)
-                                       : at::empty({0}, parameter_options);
-  const Tensor grad_bias = wanted[2] ? at::zeros(normalized_shape, parameter_options)
-                                     : at::empty({0}, parameter_options);
+  const auto make_grad = [&](bool want) {
+    return want ? at::empty(normalized_shape, parameter_options)
+                : at::empty({0}, parameter_options);
+  };
+  const Tensor grad_weight = make_grad(wanted[1]), grad_bias = make_grad(wanted[2]);
   NormBackwardArgs args{};
   fill_sizes(args, x, normalized_shape, w, wanted[2] ? grad_bias : Tensor(), kind);
   TORCH_CHECK(grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type(),
@@ -155,7 +156,7 @@ ThreeTensors layer_norm_backward_kernel(const Tensor& grad_output, const Tensor&
               "fastdl::layer_norm_backward: weight_dtype must be input's or that of statistics");
   TORCH_CHECK(!w.defined() || w.scalar_type() == weight_dtype,
               "fastdl::layer_norm_backward: weight is not of weight_dtype");
-  if (args.rows == 0) return {grad_input, grad_weight, grad_bias};
+  if (args.rows == 0) return {grad_input, grad_weight.zero_(), grad_bias.zero_()};
   TORCH_CHECK(statistics.numel() == (is_rms(kind) ? 1 : 2) * args.rows &&
                   statistics.scalar_type() == statistics_dtype(x) && statistics.is_contiguous(),
               "fastdl::layer_norm_backward: statistics are not those of this input");
@@ -183,8 +184,8 @@ ThreeTensors layer_norm_backward_kernel(const Tensor& grad_output, const Tensor&
       },
       [&](const auto& target) {
         make_partial_sums(norm_backward_tasks_cuda(args, target));
-        const Tensor scratch = make_scratch(x, norm_backward_scratch_cuda(args, target));
-        args.scratch = scratch.mutable_data_ptr();
+        const Scratch scratch(x, norm_backward_scratch_cuda(args, target));
+        args.scratch = scratch.data();
         return norm_backward_cuda(args, target);
       });
   return {grad_input, grad_weight, grad_bias};

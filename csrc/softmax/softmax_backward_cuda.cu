@@ -11,7 +11,8 @@
 namespace fastdl {
 namespace {
 
-constexpr int kHeld = 4;  // vectors of each of the two inputs that a thread holds, at most
+constexpr int kHeld = 4;   // vectors of each of the two inputs that a thread holds, at most
+constexpr int kBatch = 2;  // that a thread of the split kernels loads at a time
 
 // What is summed over a row, and the gradient of an element given that sum.
 template <class Out, class A>
@@ -28,7 +29,7 @@ struct Gradient {
 };
 
 template <class Team, int K, class In, class Out>
-__global__ void __launch_bounds__(Team::max_threads(sizeof(In) == 8), 1)
+__global__ void __launch_bounds__(Team::max_threads(sizeof(In) == 8), Team::kMinBlocks)
     softmax_backward_row(SoftmaxBackwardArgs args, int team_size) {
   using A = Accumulate<In>;
   constexpr int W = kVectorWidth<In, Out>;
@@ -72,9 +73,10 @@ __global__ void __launch_bounds__(Team::max_threads(sizeof(In) == 8), 1)
 }
 
 // Sums a part of a row, or (the second launch) combines the parts' sums and writes its part of dx.
-template <class In, class Out, int W, bool kWrite>
+template <class In, class Out, bool kWrite>
 __global__ void __launch_bounds__(256) softmax_backward_split(SoftmaxBackwardArgs args, int parts) {
   using A = Accumulate<In>;
+  constexpr int W = kVectorWidth<In, Out>;
   BlockTeam team(blockDim.x);
   const int64_t row = blockIdx.x / parts;
   const Out* const grad_output = static_cast<const Out*>(args.grad_output) + row * args.size;
@@ -89,20 +91,31 @@ __global__ void __launch_bounds__(256) softmax_backward_split(SoftmaxBackwardArg
     if (static_cast<int>(threadIdx.x) < parts) sum[0] = sums[row * parts + threadIdx.x];
     team.reduce<Sum>(sum);
   }
-#pragma unroll 2
-  for (int64_t v = part.begin + threadIdx.x; v < part.end; v += blockDim.x) {
-    A grads[W], values[W];
-    vectors.load(grad_output, v, 0).unpack(grads);
-    vectors.load(output, v, 0).unpack(values);
-    if (!kWrite) {
+  for (int64_t v = part.begin + threadIdx.x; v < part.end; v += kBatch * blockDim.x) {
+    Vector<Out, W> dy[kBatch], y[kBatch];
 #pragma unroll
-      for (int i = 0; i < W; ++i) sum[0] += gradient.term(grads[i], values[i]);
-    } else {
+    for (int k = 0; k < kBatch; ++k) {
+      dy[k] = vectors.load_before(part.end, grad_output, v + k * blockDim.x, 0);
+      y[k] = vectors.load_before(part.end, output, v + k * blockDim.x, 0);
+    }
 #pragma unroll
-      for (int i = 0; i < W; ++i) grads[i] = gradient(grads[i], values[i], sum[0]);
+    for (int k = 0; k < kBatch; ++k) {
+      if (v + k * blockDim.x >= part.end) break;
+      A grads[W], values[W];
+      dy[k].unpack(grads);
+      y[k].unpack(values);
+#pragma unroll
+      for (int i = 0; i < W; ++i) {
+        if (kWrite) {
+          grads[i] = gradient(grads[i], values[i], sum[0]);
+        } else {
+          sum[0] += gradient.term(grads[i], values[i]);
+        }
+      }
+      if (!kWrite) continue;
       Vector<In, W> dx;
       dx.pack(grads);
-      vectors.store(grad_input, v, dx);
+      vectors.store(grad_input, v + k * blockDim.x, dx);
     }
   }
   if (!kWrite) {
@@ -123,18 +136,18 @@ template <class In, class Out>
 RowPlan choose_plan(const SoftmaxBackwardArgs& args, const CudaTarget& target) {
   constexpr int W = kVectorWidth<In, Out>;
   const int shift = shift_of<W>(static_cast<const Out*>(args.output));
-  return choose_softmax_row_plan(args.outer, args.size, shift, has_same_shift<In, Out>(args), W,
-                                 kHeld, sizeof(In) == 8, target);
+  return choose_row_plan(args.outer, vectors_of_row(args.size, shift, W), kHeld, sizeof(In) == 8,
+                         target);
 }
 
-template <int W, class In, class Out>
+template <class In, class Out>
 Status launch_split(const SoftmaxBackwardArgs& args, const RowPlan& plan,
                     const CudaTarget& target) {
   const LaunchShape shape{plan.blocks, plan.threads};
   const Status status =
-      launch(softmax_backward_split<In, Out, W, false>, shape, target, args, plan.parts);
+      launch(softmax_backward_split<In, Out, false>, shape, target, args, plan.parts);
   if (!status.ok()) return status;
-  return launch(softmax_backward_split<In, Out, W, true>, shape, target, args, plan.parts);
+  return launch(softmax_backward_split<In, Out, true>, shape, target, args, plan.parts);
 }
 
 }  // namespace
@@ -154,11 +167,13 @@ Status softmax_backward_cuda(const SoftmaxBackwardArgs& args, const CudaTarget& 
   if (args.inner != 1) return softmax_backward_columns_cuda(args, target);
   Status status;
   dispatch_dtype_pair<CudaTypes>(args.input_dtype, args.output_dtype, [&]<class In, class Out> {
-    constexpr int W = kVectorWidth<In, Out>;
     const RowPlan plan = choose_plan<In, Out>(args, target);
+    if (!has_same_shift<In, Out>(args)) {
+      status = {cudaErrorInvalidValue};
+      return;
+    }
     if (plan.kind == RowTeam::kSplit) {
-      status = has_same_shift<In, Out>(args) ? launch_split<W, In, Out>(args, plan, target)
-                                             : launch_split<1, In, Out>(args, plan, target);
+      status = launch_split<In, Out>(args, plan, target);
       return;
     }
     status = dispatch_row_plan<kHeld>(plan, [&]<class Team, int K> {

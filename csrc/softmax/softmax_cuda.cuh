@@ -53,18 +53,6 @@ inline int64_t vectors_of_row(int64_t cols, int shift, int W) {
   return ceil_divide(cols + W - 1, W);  // the shift differs from row to row
 }
 
-// Rows at different shifts in input and output are taken element by element, by the split kernels.
-inline RowPlan choose_softmax_row_plan(int64_t rows, int64_t cols, int shift, bool same_shift,
-                                       int W, int held, bool is_double, const CudaTarget& target) {
-  if (same_shift) {
-    return choose_row_plan(rows, vectors_of_row(cols, shift, W), held, is_double, target);
-  }
-  RowPlan plan = choose_row_plan(rows, int64_t{1} << 40, held, is_double, {target.stream, 1, 80});
-  plan.parts = static_cast<int>(std::clamp<int64_t>(cols / 8192, 1, plan.threads));
-  plan.blocks = rows * plan.parts;
-  return plan;
-}
-
 Status softmax_forward_columns_cuda(const SoftmaxForwardArgs& args, const CudaTarget& target);
 Status softmax_backward_columns_cuda(const SoftmaxBackwardArgs& args, const CudaTarget& target);
 

@@ -2,7 +2,7 @@
 // softmax_columns_cuda.cu).
 //   softmax x: y_i = exp(x_i - max) / sum_j exp(x_j - max);  log_softmax: (x_i - max) - log(sum)
 // A row is held in registers, as 16-byte vectors, by lanes of a warp (up to 1024 columns of
-// float32), a block (up to 24 thousand) or a cluster of blocks (196 thousand, capability 90):
+// float32), a block (12 thousand, 24 where there are no clusters) or a cluster of blocks (196):
 // every input is read once and every output written once. Longer rows, and on older GPUs those
 // beyond a block, are split over blocks that each reduce a part; a second launch combines the
 // parts' (max, sum) and reads the input again. Rows need not be aligned: see RowVectors.
@@ -13,10 +13,11 @@
 namespace fastdl {
 namespace {
 
-constexpr int kHeld = 8;  // vectors a thread holds, at most: 32 of its 64 registers
+constexpr int kHeld = 8;   // vectors a thread holds, at most: 32 registers
+constexpr int kBatch = 4;  // vectors a thread of the split kernels loads at a time
 
 template <class Team, int K, class In, class Out>
-__global__ void __launch_bounds__(Team::max_threads(sizeof(In) == 8), 1)
+__global__ void __launch_bounds__(Team::max_threads(sizeof(In) == 8), Team::kMinBlocks)
     softmax_forward_row(SoftmaxForwardArgs args, int team_size) {
   using A = Accumulate<In>;
   constexpr int W = kVectorWidth<In, Out>;
@@ -99,10 +100,11 @@ struct OnlineSoftmax {
   }
 };
 
-template <class In, class Out, int W>
+template <class In, class Out>
 __global__ void __launch_bounds__(256)
     softmax_forward_split_reduce(SoftmaxForwardArgs args, int parts) {
   using A = Accumulate<In>;
+  constexpr int W = kVectorWidth<In, Out>;
   BlockTeam team(blockDim.x);
   const int64_t row = blockIdx.x / parts;
   const In* const input = static_cast<const In*>(args.input) + row * args.size;
@@ -110,22 +112,31 @@ __global__ void __launch_bounds__(256)
   const PartOfRow part(vectors.count(), blockIdx.x % parts, parts);
   const A sign = sign_of(args.kind);
   OnlineSoftmax<A> seen;
-#pragma unroll 4
-  for (int64_t v = part.begin + threadIdx.x; v < part.end; v += blockDim.x) {
-    A values[W];
-    vectors.load(input, v, -sign * static_cast<A>(INFINITY)).unpack(values);
+  for (int64_t v = part.begin + threadIdx.x; v < part.end; v += kBatch * blockDim.x) {
+    Vector<In, W> x[kBatch];
 #pragma unroll
-    for (A& value : values) value *= sign;
-    seen.template add<Out>(values);
+    for (int k = 0; k < kBatch; ++k) {
+      x[k] = vectors.load_before(part.end, input, v + k * blockDim.x,
+                                 -sign * static_cast<A>(INFINITY));
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      A values[W];
+      x[k].unpack(values);
+#pragma unroll
+      for (A& value : values) value *= sign;
+      seen.template add<Out>(values);
+    }
   }
   seen.combine(team);
   if (threadIdx.x == 0) static_cast<OnlineSoftmax<A>*>(args.scratch)[blockIdx.x] = seen;
 }
 
-template <class In, class Out, int W>
+template <class In, class Out>
 __global__ void __launch_bounds__(256)
     softmax_forward_split_write(SoftmaxForwardArgs args, int parts) {
   using A = Accumulate<In>;
+  constexpr int W = kVectorWidth<In, Out>;
   BlockTeam team(blockDim.x);
   const int64_t row = blockIdx.x / parts;
   const In* const input = static_cast<const In*>(args.input) + row * args.size;
@@ -139,17 +150,25 @@ __global__ void __launch_bounds__(256)
   seen.combine(team);
   const bool logarithm = args.kind == SoftmaxKind::kLogSoftmax;
   const A divisor = divisor_of(logarithm, seen.sum), sign = sign_of(args.kind);
-#pragma unroll 4
-  for (int64_t v = part.begin + threadIdx.x; v < part.end; v += blockDim.x) {
-    A values[W];
-    vectors.load(input, v, 0).unpack(values);
+  for (int64_t v = part.begin + threadIdx.x; v < part.end; v += kBatch * blockDim.x) {
+    Vector<In, W> x[kBatch];
 #pragma unroll
-    for (A& value : values) {
-      value = normalised<Out>(logarithm, sign * value - seen.largest, divisor);
+    for (int k = 0; k < kBatch; ++k) {
+      x[k] = vectors.load_before(part.end, input, v + k * blockDim.x, 0);
     }
-    Vector<Out, W> y;
-    y.pack(values);
-    vectors.store(output, v, y);
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      if (v + k * blockDim.x >= part.end) break;
+      A values[W];
+      x[k].unpack(values);
+#pragma unroll
+      for (A& value : values) {
+        value = normalised<Out>(logarithm, sign * value - seen.largest, divisor);
+      }
+      Vector<Out, W> y;
+      y.pack(values);
+      vectors.store(output, v + k * blockDim.x, y);
+    }
   }
 }
 
@@ -157,18 +176,17 @@ template <class In, class Out>
 RowPlan choose_plan(const SoftmaxForwardArgs& args, const CudaTarget& target) {
   constexpr int W = kVectorWidth<In, Out>;
   const int shift = shift_of<W>(static_cast<const In*>(args.input));
-  const bool same_shift = shift == shift_of<W>(static_cast<const Out*>(args.output));
-  return choose_softmax_row_plan(args.outer, args.size, shift, same_shift, W, kHeld,
-                                 sizeof(In) == 8, target);
+  return choose_row_plan(args.outer, vectors_of_row(args.size, shift, W), kHeld, sizeof(In) == 8,
+                         target);
 }
 
-template <int W, class In, class Out>
+template <class In, class Out>
 Status launch_split(const SoftmaxForwardArgs& args, const RowPlan& plan, const CudaTarget& target) {
   const LaunchShape shape{plan.blocks, plan.threads};
   const Status status =
-      launch(softmax_forward_split_reduce<In, Out, W>, shape, target, args, plan.parts);
+      launch(softmax_forward_split_reduce<In, Out>, shape, target, args, plan.parts);
   if (!status.ok()) return status;
-  return launch(softmax_forward_split_write<In, Out, W>, shape, target, args, plan.parts);
+  return launch(softmax_forward_split_write<In, Out>, shape, target, args, plan.parts);
 }
 
 }  // namespace
@@ -190,11 +208,13 @@ Status softmax_forward_cuda(const SoftmaxForwardArgs& args, const CudaTarget& ta
   dispatch_dtype_pair<CudaTypes>(args.input_dtype, args.output_dtype, [&]<class In, class Out> {
     constexpr int W = kVectorWidth<In, Out>;
     const RowPlan plan = choose_plan<In, Out>(args, target);
+    if (shift_of<W>(static_cast<const In*>(args.input)) !=
+        shift_of<W>(static_cast<const Out*>(args.output))) {
+      status = {cudaErrorInvalidValue};
+      return;
+    }
     if (plan.kind == RowTeam::kSplit) {
-      const bool same_shift = shift_of<W>(static_cast<const In*>(args.input)) ==
-                              shift_of<W>(static_cast<const Out*>(args.output));
-      status = same_shift ? launch_split<W, In, Out>(args, plan, target)
-                          : launch_split<1, In, Out>(args, plan, target);
+      status = launch_split<In, Out>(args, plan, target);
       return;
     }
     status = dispatch_row_plan<kHeld>(plan, [&]<class Team, int K> {

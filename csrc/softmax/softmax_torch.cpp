@@ -41,8 +41,8 @@ bool kernel_converts(ScalarType from, ScalarType to) {
 }
 
 Tensor softmax_kernel(const Tensor& input, int64_t dim, ScalarType dtype, int64_t kind) {
-  const Tensor x =
-      (kernel_converts(input.scalar_type(), dtype) ? input : input.to(dtype)).contiguous();
+  const Tensor converted = kernel_converts(input.scalar_type(), dtype) ? input : input.to(dtype);
+  const Tensor x = aligned_on_gpu(converted.contiguous());
   const Tensor output = at::empty(x.sizes(), x.options().dtype(dtype));
   SoftmaxForwardArgs args;
   fill_sizes(args, output, dim, x.scalar_type(), kind);
@@ -52,8 +52,8 @@ Tensor softmax_kernel(const Tensor& input, int64_t dim, ScalarType dtype, int64_
   run_kernel(
       x, [&]<CpuIsa isa> { softmax_forward<isa>(args); },
       [&](const auto& target) {
-        const Tensor scratch = make_scratch(x, softmax_forward_scratch_cuda(args, target));
-        args.scratch = scratch.mutable_data_ptr();
+        const Scratch scratch(x, softmax_forward_scratch_cuda(args, target));
+        args.scratch = scratch.data();
         return softmax_forward_cuda(args, target);
       });
   return output;
@@ -68,7 +68,8 @@ Tensor softmax_backward_kernel(const Tensor& grad_output, const Tensor& output, 
               "fastdl::softmax_backward: grad_output is on ", grad_output.device(), ", output on ",
               output.device());
   const bool converts = kernel_converts(input_dtype, output.scalar_type());
-  const Tensor grad = grad_output.contiguous(), y = output.contiguous();
+  const Tensor grad = aligned_on_gpu(grad_output.contiguous());
+  const Tensor y = aligned_on_gpu(output.contiguous());
   const Tensor grad_input =
       at::empty(y.sizes(), y.options().dtype(converts ? input_dtype : y.scalar_type()));
   SoftmaxBackwardArgs args;
@@ -80,8 +81,8 @@ Tensor softmax_backward_kernel(const Tensor& grad_output, const Tensor& output, 
     run_kernel(
         y, [&]<CpuIsa isa> { softmax_backward<isa>(args); },
         [&](const auto& target) {
-          const Tensor scratch = make_scratch(y, softmax_backward_scratch_cuda(args, target));
-          args.scratch = scratch.mutable_data_ptr();
+          const Scratch scratch(y, softmax_backward_scratch_cuda(args, target));
+          args.scratch = scratch.data();
           return softmax_backward_cuda(args, target);
         });
   }

@@ -17,14 +17,15 @@
 
 namespace {
 
+// torch.utils._device.DeviceContext, never released
+const PyObject* default_device = nullptr;
+
 // Whether a __torch_function__ mode is on that wants to see calls like ours. That of
 // torch.set_default_device does not: it changes only functions that make tensors of nothing.
 bool function_mode_sees_calls() {
   using at::impl::PythonTorchFunctionTLS;
   if (!at::impl::torch_function_mode_enabled()) return false;
   if (PythonTorchFunctionTLS::stack_len() != 1) return true;
-  static const PyObject* const default_device =
-      py::object(py::module_::import("torch.utils._device").attr("DeviceContext")).release().ptr();
   const PyObject* const mode = PythonTorchFunctionTLS::get_stack_at(0)->ptr(getPyInterpreter());
   return reinterpret_cast<const PyObject*>(Py_TYPE(mode)) != default_device;
 }
@@ -123,6 +124,8 @@ int64_t torch_num_threads() {
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
+  default_device =
+      py::object(py::module_::import("torch.utils._device").attr("DeviceContext")).release().ptr();
   fastdl::set_thread_pool(torch_parallel_for_pool, torch_num_threads);
 
   bind_op(module, "softmax", softmax_of<SoftmaxKind::kSoftmax>);

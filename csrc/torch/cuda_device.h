@@ -8,9 +8,9 @@
 #include "common/device_cuda.h"
 
 #ifdef FASTDL_WITH_CUDA
-#include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 
 #include <array>
 #include <atomic>
@@ -28,9 +28,9 @@ inline bool is_on_gpu(const at::Tensor& tensor) { return tensor.is_cuda(); }
 template <class Launcher>
 void launch_on_gpu(const at::Tensor& like, Launcher&& launcher) {
   const c10::cuda::CUDAGuard guard(like.device());
-  const cudaDeviceProp& properties = *at::cuda::getCurrentDeviceProperties();
-  const CudaTarget target{c10::cuda::getCurrentCUDAStream().stream(),
-                          properties.multiProcessorCount, 10 * properties.major + properties.minor};
+  const CudaDevice& device = cuda_device(like.get_device());
+  const CudaTarget target{c10::cuda::getCurrentCUDAStream().stream(), device.multiprocessors,
+                          device.capability};
   const Status status = launcher(target);
   C10_CUDA_CHECK(static_cast<cudaError_t>(status.cuda_error));
 }

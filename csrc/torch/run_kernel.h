@@ -18,9 +18,25 @@ void run_kernel(const at::Tensor& like, OnCpu&& on_cpu, OnGpu&& on_gpu) {
   call_best_isa(on_cpu);
 }
 
-// Memory for the time of one call. The allocator keeps it until the stream has passed the call.
-inline at::Tensor make_scratch(const at::Tensor& like, size_t bytes) {
-  return at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
+// Memory on a GPU for the time of one call: the allocator gives it away again behind that call's
+// kernels on the stream. Nothing for no bytes.
+class Scratch {
+ public:
+  Scratch(const at::Tensor& like, size_t bytes) {
+    if (bytes == 0) return;
+    memory_ = at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
+  }
+  void* data() const { return memory_.defined() ? memory_.mutable_data_ptr() : nullptr; }
+
+ private:
+  at::Tensor memory_;
+};
+
+// The contiguous tensor, copied if a CUDA kernel would find it off the 16 bytes at which the
+// allocator's tensors begin: a view into another tensor.
+inline at::Tensor aligned_on_gpu(const at::Tensor& contiguous) {
+  const bool off = reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 != 0;
+  return is_on_gpu(contiguous) && off ? contiguous.clone() : contiguous;
 }
 
 }  // namespace fastdl

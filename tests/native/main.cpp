@@ -47,6 +47,7 @@ void release_bytes(void* bytes) { delete[] static_cast<char*>(bytes); }
 int main() {
   using namespace fastdl::testing;
   test_parallel();
+  test_row_plan();
   test_softmax();
   test_layer_norm();
   test_adam();

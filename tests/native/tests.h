@@ -7,5 +7,6 @@ void test_softmax();
 void test_layer_norm();
 void test_adam();
 void test_parallel();
+void test_row_plan();
 
 }  // namespace fastdl::testing
