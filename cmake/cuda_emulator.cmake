@@ -47,7 +47,7 @@ function(add_emulated_cuda target)
   # functions, their libraries are not linked. As in CUDA, types may alias. The shared memory is
   # thread_local and needs no initialization.
   target_compile_options(${target} PRIVATE
-    -O1 -mfma -fsanitize=thread,alignment --param=tsan-instrument-func-entry-exit=0
+    -O1 -fsanitize=thread,alignment --param=tsan-instrument-func-entry-exit=0
     --param=tsan-distinguish-volatile=1 -fno-strict-aliasing -fno-extern-tls-init
     -Wno-unknown-pragmas)
 endfunction()

@@ -5,6 +5,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1
+if [[ $(uname -m) != x86_64 || $(c++ --version) == *clang* ]]; then
+  echo "the CUDA emulator needs g++ on x86-64: its tests are left out"
+  exit 0
+fi
 build=build/$("$python" -c 'import sys; print(sys.implementation.cache_tag)')
 
 cmake -S . -B "$build" -DFASTDL_EMULATOR_TESTS=ON > /dev/null

@@ -145,6 +145,14 @@ TORCH_LIBRARY_IMPL(fastdl, Autograd, library) {
   library.impl("layer_norm_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
+// Not every version of torch has it on the list of ops that autocast computes in float32.
+bool autocast_knows_rms_norm() {
+  static const bool knows = c10::Dispatcher::singleton()
+                                .findSchemaOrThrow("aten::rms_norm", "")
+                                .hasKernelForDispatchKey(c10::DispatchKey::AutocastCUDA);
+  return knows;
+}
+
 std::optional<Tensor> call_or_hand_over(const PlainTensor& input, const Integers& normalized_shape,
                                         const std::optional<PlainTensor>& weight,
                                         const std::optional<PlainTensor>& bias, double eps,
@@ -154,7 +162,7 @@ std::optional<Tensor> call_or_hand_over(const PlainTensor& input, const Integers
   const char* reason = reason_to_hand_over(x);
   if (reason == nullptr && w.defined()) reason = reason_to_hand_over(w);
   if (reason == nullptr && b.defined()) reason = reason_to_hand_over(b);
-  if (reason == nullptr) {
+  if (reason == nullptr && (kind == NormKind::kLayerNorm || autocast_knows_rms_norm())) {
     for (Tensor* tensor : {&x, &w, &b}) *tensor = autocast_to_float(*tensor);
   }
   const at::IntArrayRef shape(normalized_shape.values);
