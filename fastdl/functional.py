@@ -3,4 +3,10 @@
 from fastdl.ops.layer_norm import layer_norm, rms_norm
 from fastdl.ops.softmax import log_softmax, softmax, softmin
 
-__all__ = ["layer_norm", "log_softmax", "rms_norm", "softmax", "softmin"]
+__all__ = [
+    "layer_norm",
+    "log_softmax",
+    "rms_norm",
+    "softmax",
+    "softmin",
+]

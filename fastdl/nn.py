@@ -3,4 +3,10 @@
 from fastdl.ops.layer_norm import LayerNorm, RMSNorm
 from fastdl.ops.softmax import LogSoftmax, Softmax, Softmin
 
-__all__ = ["LayerNorm", "LogSoftmax", "RMSNorm", "Softmax", "Softmin"]
+__all__ = [
+    "LayerNorm",
+    "LogSoftmax",
+    "RMSNorm",
+    "Softmax",
+    "Softmin",
+]

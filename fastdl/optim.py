@@ -2,4 +2,7 @@
 
 from fastdl.ops.adam import Adam, AdamW
 
-__all__ = ["Adam", "AdamW"]
+__all__ = [
+    "Adam",
+    "AdamW",
+]
