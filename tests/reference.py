@@ -69,6 +69,61 @@ def rms_norm(
     return output if weight is None else output * weight.double()
 
 
+def reduced(loss: Tensor, reduction: str) -> Tensor:
+    """The mean, the sum, or all losses."""
+    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+
+
+def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """(x - t)^2."""
+    return reduced((input.double() - target.double()).square(), reduction)
+
+
+def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """|x - t|."""
+    return reduced((input.double() - target.double()).abs(), reduction)
+
+
+def smooth_l1_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0
+) -> Tensor:
+    """d^2 / (2 beta) where d = |x - t| < beta, else d - beta / 2."""
+    d = (input.double() - target.double()).abs()
+    inside = d.clamp(max=beta)
+    return reduced(inside.square() / (2 * beta) + (d - inside) if beta > 0 else d, reduction)
+
+
+def huber_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0
+) -> Tensor:
+    """delta times the smooth_l1 loss of beta = delta."""
+    return delta * smooth_l1_loss(input, target, reduction, delta)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """-w (p t log sigmoid(x) + (1 - t) log sigmoid(-x))."""
+    x, t = input.double(), target.double()
+    positive = t if pos_weight is None else t * pos_weight.double()
+    log_sigmoid = torch.nn.functional.logsigmoid
+    loss = -(positive * log_sigmoid(x) + (1 - t) * log_sigmoid(-x))
+    return reduced(loss if weight is None else loss * weight.double(), reduction)
+
+
+def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+    """The rows of weight that input names; that of padding_idx is a constant."""
+    rows = weight.double()[input.long()]
+    if padding_idx is None:
+        return rows
+    is_padding = (input == padding_idx % len(weight)).unsqueeze(-1)
+    return torch.where(is_padding, rows.detach(), rows)
+
+
 @dataclass
 class AdamState:
     """What Adam keeps for one parameter, in float64; `step` counts the steps taken."""

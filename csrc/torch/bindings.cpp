@@ -11,6 +11,8 @@
 #include "common/cpu_isa.h"
 #include "common/device_cuda.h"
 #include "common/parallel.h"
+#include "elementwise_loss/elementwise_loss_torch.h"
+#include "embedding/embedding_torch.h"
 #include "layer_norm/layer_norm_torch.h"
 #include "softmax/softmax_torch.h"
 #include "torch/hand_over.h"
@@ -133,6 +135,12 @@ PYBIND11_MODULE(_C, module) {
   bind_op(module, "softmin", softmax_of<SoftmaxKind::kSoftmin>);
   bind_op(module, "layer_norm", fastdl::layer_norm);
   bind_op(module, "rms_norm", fastdl::rms_norm);
+  bind_op(module, "mse_loss", fastdl::mse_loss);
+  bind_op(module, "l1_loss", fastdl::l1_loss);
+  bind_op(module, "smooth_l1_loss", fastdl::smooth_l1_loss);
+  bind_op(module, "huber_loss", fastdl::huber_loss);
+  bind_op(module, "binary_cross_entropy_with_logits", fastdl::binary_cross_entropy_with_logits);
+  bind_op(module, "embedding", fastdl::embedding);
   bind_op(module, "adam_step", fastdl::adam_step_all);
 
   module.def("hand_over", torch::wrap_pybind_function(fastdl::hand_over));

@@ -67,6 +67,20 @@ Backend emulated(int multiprocessors) {
             const Scratch table(adam_scratch_cuda(args.count));
             expect(adam_step_cuda(args, {}, table.get(), target()));
           },
+          [](ElementwiseLossForwardArgs args) {
+            const Scratch scratch(elementwise_loss_scratch_cuda(args, target()));
+            args.scratch = scratch.get();
+            expect(elementwise_loss_forward_cuda(args, target()));
+          },
+          [](ElementwiseLossBackwardArgs args) {
+            expect(elementwise_loss_backward_cuda(args, target()));
+          },
+          [](EmbeddingForwardArgs args) { expect(embedding_forward_cuda(args, target())); },
+          [](EmbeddingBackwardArgs args) {
+            const Scratch scratch(embedding_backward_scratch_cuda(args, target()));
+            args.scratch = scratch.get();
+            expect(embedding_backward_cuda(args, target()));
+          },
           [] { emulator::set_device({processors, capability}); }};
 }
 
@@ -89,6 +103,8 @@ int main() {
   test_softmax();
   test_layer_norm();
   test_adam();
+  test_elementwise_loss();
+  test_embedding();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "adam/adam.h"
+#include "elementwise_loss/elementwise_loss.h"
+#include "embedding/embedding.h"
 #include "layer_norm/layer_norm.h"
 #include "softmax/softmax.h"
 
@@ -20,6 +22,10 @@ struct Backend {
   void (*norm_forward)(NormForwardArgs);
   void (*norm_backward)(NormBackwardArgs);
   void (*adam_step)(AdamStepArgs);
+  void (*elementwise_loss_forward)(ElementwiseLossForwardArgs);
+  void (*elementwise_loss_backward)(ElementwiseLossBackwardArgs);
+  void (*embedding_forward)(EmbeddingForwardArgs);
+  void (*embedding_backward)(EmbeddingBackwardArgs);
   void (*select)();  // makes it the one that the functions run on
 };
 

@@ -18,6 +18,10 @@ Backend backend_of() {
           [](NormForwardArgs args) { norm_forward<isa>(args); },
           [](NormBackwardArgs args) { norm_backward<isa>(args); },
           [](AdamStepArgs args) { adam_step<isa>(args); },
+          [](ElementwiseLossForwardArgs args) { elementwise_loss_forward<isa>(args); },
+          [](ElementwiseLossBackwardArgs args) { elementwise_loss_backward<isa>(args); },
+          [](EmbeddingForwardArgs args) { embedding_forward<isa>(args); },
+          [](EmbeddingBackwardArgs args) { embedding_backward<isa>(args); },
           [] {}};
 }
 
@@ -51,6 +55,8 @@ int main() {
   test_softmax();
   test_layer_norm();
   test_adam();
+  test_elementwise_loss();
+  test_embedding();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }
