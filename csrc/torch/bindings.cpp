@@ -7,11 +7,11 @@
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "adam/adam_torch.h"
 #include "common/cpu_isa.h"
 #include "common/device_cuda.h"
 #include "common/parallel.h"
 #include "layer_norm/layer_norm_torch.h"
+#include "optimizer/optimizer_ops_torch.h"
 #include "softmax/softmax_torch.h"
 #include "torch/hand_over.h"
 
@@ -134,6 +134,9 @@ PYBIND11_MODULE(_C, module) {
   bind_op(module, "layer_norm", fastdl::layer_norm);
   bind_op(module, "rms_norm", fastdl::rms_norm);
   bind_op(module, "adam_step", fastdl::adam_step_all);
+  bind_op(module, "sgd_step", fastdl::sgd_step_all);
+  bind_op(module, "adagrad_step", fastdl::adagrad_step_all);
+  bind_op(module, "rmsprop_step", fastdl::rmsprop_step_all);
 
   module.def("hand_over", torch::wrap_pybind_function(fastdl::hand_over));
   module.def("hand_overs", torch::wrap_pybind_function(fastdl::hand_overs));

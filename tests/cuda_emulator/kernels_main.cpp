@@ -35,6 +35,12 @@ void expect(Status status) {
   check(reports == 0, std::to_string(reports) + " reports of the emulator");
 }
 
+template <class Algorithm>
+void emulated_step(StepArgs args, Algorithm algorithm) {
+  const Scratch table(step_scratch_cuda(args.count));
+  expect(optimizer_step_cuda(args, algorithm, {}, table.get(), target()));
+}
+
 template <int capability>
 Backend emulated(int multiprocessors) {
   static const int processors = multiprocessors;
@@ -63,10 +69,10 @@ Backend emulated(int multiprocessors) {
             args.partial_sums = sums.get();
             expect(norm_backward_cuda(args, target()));
           },
-          [](AdamStepArgs args) {
-            const Scratch table(adam_scratch_cuda(args.count));
-            expect(adam_step_cuda(args, {}, table.get(), target()));
-          },
+          emulated_step<Adam>,
+          emulated_step<Sgd>,
+          emulated_step<Adagrad>,
+          emulated_step<RmsProp>,
           [] { emulator::set_device({processors, capability}); }};
 }
 
@@ -88,7 +94,7 @@ int main() {
   using namespace fastdl::testing;
   test_softmax();
   test_layer_norm();
-  test_adam();
+  test_optimizer();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

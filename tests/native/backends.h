@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "adam/adam.h"
 #include "layer_norm/layer_norm.h"
+#include "optimizer/optimizer.h"
 #include "softmax/softmax.h"
 
 namespace fastdl::testing {
@@ -19,7 +19,10 @@ struct Backend {
   void (*softmax_backward)(SoftmaxBackwardArgs);
   void (*norm_forward)(NormForwardArgs);
   void (*norm_backward)(NormBackwardArgs);
-  void (*adam_step)(AdamStepArgs);
+  void (*adam_step)(StepArgs, Adam);
+  void (*sgd_step)(StepArgs, Sgd);
+  void (*adagrad_step)(StepArgs, Adagrad);
+  void (*rmsprop_step)(StepArgs, RmsProp);
   void (*select)();  // makes it the one that the functions run on
 };
 

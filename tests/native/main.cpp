@@ -17,7 +17,10 @@ Backend backend_of() {
           [](SoftmaxBackwardArgs args) { softmax_backward<isa>(args); },
           [](NormForwardArgs args) { norm_forward<isa>(args); },
           [](NormBackwardArgs args) { norm_backward<isa>(args); },
-          [](AdamStepArgs args) { adam_step<isa>(args); },
+          [](StepArgs args, Adam adam) { optimizer_step<isa>(args, adam); },
+          [](StepArgs args, Sgd sgd) { optimizer_step<isa>(args, sgd); },
+          [](StepArgs args, Adagrad adagrad) { optimizer_step<isa>(args, adagrad); },
+          [](StepArgs args, RmsProp rms) { optimizer_step<isa>(args, rms); },
           [] {}};
 }
 
@@ -50,7 +53,7 @@ int main() {
   test_row_plan();
   test_softmax();
   test_layer_norm();
-  test_adam();
+  test_optimizer();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }
