@@ -7,13 +7,13 @@
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "adam/adam_torch.h"
 #include "common/cpu_isa.h"
 #include "common/device_cuda.h"
 #include "common/parallel.h"
 #include "elementwise_loss/elementwise_loss_torch.h"
 #include "embedding/embedding_torch.h"
 #include "layer_norm/layer_norm_torch.h"
+#include "optimizer/optimizer_ops_torch.h"
 #include "softmax/softmax_torch.h"
 #include "torch/hand_over.h"
 
@@ -142,6 +142,9 @@ PYBIND11_MODULE(_C, module) {
   bind_op(module, "binary_cross_entropy_with_logits", fastdl::binary_cross_entropy_with_logits);
   bind_op(module, "embedding", fastdl::embedding);
   bind_op(module, "adam_step", fastdl::adam_step_all);
+  bind_op(module, "sgd_step", fastdl::sgd_step_all);
+  bind_op(module, "adagrad_step", fastdl::adagrad_step_all);
+  bind_op(module, "rmsprop_step", fastdl::rmsprop_step_all);
 
   module.def("hand_over", torch::wrap_pybind_function(fastdl::hand_over));
   module.def("hand_overs", torch::wrap_pybind_function(fastdl::hand_overs));

@@ -106,6 +106,7 @@ class Adam(torch.optim.Adam):
                 lr if _is_on_gpu(lr) else None,
                 grad_scale,
                 found_inf,
+                None,
             )
             if left is not None:
                 if not left:

@@ -35,6 +35,12 @@ void expect(Status status) {
   check(reports == 0, std::to_string(reports) + " reports of the emulator");
 }
 
+template <class Algorithm>
+void emulated_step(StepArgs args, Algorithm algorithm) {
+  const Scratch table(step_scratch_cuda(args.count));
+  expect(optimizer_step_cuda(args, algorithm, {}, table.get(), target()));
+}
+
 template <int capability>
 Backend emulated(int multiprocessors) {
   static const int processors = multiprocessors;
@@ -81,6 +87,10 @@ Backend emulated(int multiprocessors) {
             args.scratch = scratch.get();
             expect(embedding_backward_cuda(args, target()));
           },
+          emulated_step<Adam>,
+          emulated_step<Sgd>,
+          emulated_step<Adagrad>,
+          emulated_step<RmsProp>,
           [] { emulator::set_device({processors, capability}); }};
 }
 
@@ -105,6 +115,7 @@ int main() {
   test_adam();
   test_elementwise_loss();
   test_embedding();
+  test_optimizer();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

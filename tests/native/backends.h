@@ -10,6 +10,7 @@
 #include "elementwise_loss/elementwise_loss.h"
 #include "embedding/embedding.h"
 #include "layer_norm/layer_norm.h"
+#include "optimizer/optimizer.h"
 #include "softmax/softmax.h"
 
 namespace fastdl::testing {
@@ -26,6 +27,10 @@ struct Backend {
   void (*elementwise_loss_backward)(ElementwiseLossBackwardArgs);
   void (*embedding_forward)(EmbeddingForwardArgs);
   void (*embedding_backward)(EmbeddingBackwardArgs);
+  void (*adam_step)(StepArgs, Adam);
+  void (*sgd_step)(StepArgs, Sgd);
+  void (*adagrad_step)(StepArgs, Adagrad);
+  void (*rmsprop_step)(StepArgs, RmsProp);
   void (*select)();  // makes it the one that the functions run on
 };
 

@@ -22,6 +22,10 @@ Backend backend_of() {
           [](ElementwiseLossBackwardArgs args) { elementwise_loss_backward<isa>(args); },
           [](EmbeddingForwardArgs args) { embedding_forward<isa>(args); },
           [](EmbeddingBackwardArgs args) { embedding_backward<isa>(args); },
+          [](StepArgs args, Adam adam) { optimizer_step<isa>(args, adam); },
+          [](StepArgs args, Sgd sgd) { optimizer_step<isa>(args, sgd); },
+          [](StepArgs args, Adagrad adagrad) { optimizer_step<isa>(args, adagrad); },
+          [](StepArgs args, RmsProp rms) { optimizer_step<isa>(args, rms); },
           [] {}};
 }
 
@@ -57,6 +61,7 @@ int main() {
   test_adam();
   test_elementwise_loss();
   test_embedding();
+  test_optimizer();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

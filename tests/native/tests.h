@@ -8,6 +8,7 @@ void test_layer_norm();
 void test_adam();
 void test_elementwise_loss();
 void test_embedding();
+void test_optimizer();
 void test_parallel();
 void test_row_plan();
 
