@@ -71,6 +71,10 @@ CASES = (
         parameter_shapes=((COLS,),),
     ),
     FunctionCase("rms_norm_plain", lambda m, x: m.rms_norm(x, (5, COLS), eps=1e-6)),
+    # of the activation functions one that needs its output, its input, and a parameter
+    FunctionCase("sigmoid", lambda m, x: m.sigmoid(x)),
+    FunctionCase("gelu", lambda m, x: m.gelu(x)),
+    FunctionCase("elu", lambda m, x: m.elu(x, 0.7)),
 )
 
 

@@ -21,7 +21,16 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "LayerNorm": lambda: fastdl.nn.LayerNorm(8),
     "LayerNorm no bias": lambda: fastdl.nn.LayerNorm(8, bias=False),
     "RMSNorm": lambda: fastdl.nn.RMSNorm((7, 8)),
+    "ReLU": lambda: fastdl.nn.ReLU(),
+    "Sigmoid": lambda: fastdl.nn.Sigmoid(),
+    "Tanh": lambda: fastdl.nn.Tanh(),
+    "GELU": lambda: fastdl.nn.GELU(),
+    "SiLU": lambda: fastdl.nn.SiLU(),
+    "LeakyReLU": lambda: fastdl.nn.LeakyReLU(0.2),
+    "ELU": lambda: fastdl.nn.ELU(),
 }
+
+ELSEWHERE = {"Dropout"}  # random: traced in test_dropout.py
 
 all_modules = pytest.mark.parametrize("make", MODULES.values(), ids=list(MODULES))
 
@@ -32,7 +41,8 @@ def fresh_compiler() -> None:
 
 
 def test_every_module_is_traced_here() -> None:
-    assert {type(make()).__name__ for make in MODULES.values()} == set(fastdl.nn.__all__)
+    traced = {type(make()).__name__ for make in MODULES.values()}
+    assert traced | ELSEWHERE == set(fastdl.nn.__all__)
 
 
 @all_modules

@@ -6,7 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "activation/activation.h"
 #include "adam/adam.h"
+#include "dropout/dropout.h"
+#include "layer_norm/dropout_add_layer_norm.h"
 #include "layer_norm/layer_norm.h"
 #include "softmax/softmax.h"
 
@@ -20,6 +23,11 @@ struct Backend {
   void (*norm_forward)(NormForwardArgs);
   void (*norm_backward)(NormBackwardArgs);
   void (*adam_step)(AdamStepArgs);
+  void (*activation_forward)(ActivationForwardArgs);
+  void (*activation_backward)(ActivationBackwardArgs);
+  void (*dropout)(DropoutArgs);
+  void (*dropout_add_norm_forward)(DropoutAddNormForwardArgs);
+  void (*dropout_add_norm_backward)(DropoutAddNormBackwardArgs);
   void (*select)();  // makes it the one that the functions run on
 };
 

@@ -1,6 +1,8 @@
 // Runs the CPU kernels without torch, on memory of exactly their size: the address sanitizer's
 // program.
+#include <algorithm>
 #include <cstdio>
+#include <vector>
 
 #include "backends.h"
 #include "check.h"
@@ -18,6 +20,16 @@ Backend backend_of() {
           [](NormForwardArgs args) { norm_forward<isa>(args); },
           [](NormBackwardArgs args) { norm_backward<isa>(args); },
           [](AdamStepArgs args) { adam_step<isa>(args); },
+          [](ActivationForwardArgs args) { activation_forward<isa>(args); },
+          [](ActivationBackwardArgs args) { activation_backward<isa>(args); },
+          [](DropoutArgs args) { dropout<isa>(args); },
+          [](DropoutAddNormForwardArgs args) { dropout_add_norm_forward<isa>(args); },
+          [](DropoutAddNormBackwardArgs args) {
+            args.tasks = std::min<int64_t>(args.rows, 3);
+            std::vector<double> sums(args.tasks * 2 * args.cols);
+            args.partial_sums = sums.data();
+            dropout_add_norm_backward<isa>(args);
+          },
           [] {}};
 }
 
@@ -51,6 +63,9 @@ int main() {
   test_softmax();
   test_layer_norm();
   test_adam();
+  test_activation();
+  test_dropout();
+  test_dropout_add_layer_norm();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }
