@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from benchmarks import (
+    bench_activation,
     bench_adam,
+    bench_dropout,
     bench_elementwise_loss,
     bench_embedding,
     bench_layer_norm,
@@ -18,6 +20,8 @@ from benchmarks.harness import Case
 SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "softmax": bench_softmax.cases,
     "layer_norm": bench_layer_norm.cases,
+    "activation": bench_activation.cases,
+    "dropout": bench_dropout.cases,
     "adam": bench_adam.cases,
     "elementwise_loss": bench_elementwise_loss.cases,
     "embedding": bench_embedding.cases,

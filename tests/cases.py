@@ -98,6 +98,10 @@ CASES = (
         lambda m, x: m.embedding(rows_of(x.flatten(0, -2)), x.flatten(0, -2)),
         (7, COLS),
     ),
+    # of the activation functions one that needs its output, its input, and a parameter
+    FunctionCase("sigmoid", lambda m, x: m.sigmoid(x)),
+    FunctionCase("gelu", lambda m, x: m.gelu(x)),
+    FunctionCase("elu", lambda m, x: m.elu(x, 0.7)),
 )
 
 

@@ -6,6 +6,7 @@ either module. Their gradients are autograd's through these formulas.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -122,6 +123,49 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
         return rows
     is_padding = (input == padding_idx % len(weight)).unsqueeze(-1)
     return torch.where(is_padding, rows.detach(), rows)
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """max(x, 0), whose derivative at 0 is 0; `inplace` is there for the callers."""
+    x = input.double()
+    return torch.where(x <= 0, torch.zeros_like(x), x)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """1 / (1 + exp(-x))."""
+    return 1 / (1 + torch.exp(-input.double()))
+
+
+def tanh(input: Tensor) -> Tensor:
+    """The hyperbolic tangent."""
+    return torch.tanh(input.double())
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """x times the normal distribution, or times a sigmoid near it."""
+    x = input.double()
+    if approximate == "tanh":
+        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
+        return x * ((1 + torch.tanh(inner)) / 2)
+    return x * (torch.erfc(-x * math.sqrt(0.5)) / 2)
+
+
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    """x / (1 + exp(-x))."""
+    x = input.double()
+    return x / (1 + torch.exp(-x))
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """x, or negative_slope x where x is not positive."""
+    x = input.double()
+    return torch.where(x > 0, x, x * negative_slope)
+
+
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """x, or alpha (exp(x) - 1) where x is not positive."""
+    x = input.double()
+    return torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0)))
 
 
 @dataclass

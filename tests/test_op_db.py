@@ -17,7 +17,10 @@ pytest.importorskip("expecttest", reason="the database of torch needs expecttest
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import OpInfo
 
-OPS = [op for op in op_db if op.name.removeprefix("nn.functional.") in fastdl.functional.__all__]
+RANDOM = {"dropout"}  # in the database, but two generators never give the same values
+OWN = {"dropout_add_layer_norm"}  # torch has no such function
+COVERED = set(fastdl.functional.__all__) - RANDOM - OWN
+OPS = [op for op in op_db if op.name.removeprefix("nn.functional.") in COVERED]
 
 all_ops = pytest.mark.parametrize("op", OPS, ids=lambda op: op.formatted_name)
 
@@ -42,7 +45,7 @@ def function_of(module: Any, op: OpInfo) -> Any:
 
 def test_every_function_is_in_the_database() -> None:
     names = {op.name.removeprefix("nn.functional.") for op in OPS}
-    assert names == set(fastdl.functional.__all__)
+    assert names | RANDOM | OWN == set(fastdl.functional.__all__)
 
 
 def in_float64(value: Any) -> Any:

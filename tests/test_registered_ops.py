@@ -59,6 +59,45 @@ def layer_norm_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
     return samples
 
 
+def activation_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x = random_tensor((3, 5, 17), dtype, "transposed").requires_grad_(requires_grad)
+    return [(x, 0.3, kind) for kind in range(8)]
+
+
+def activation_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    x, grad = (random_tensor((3, 5, 17), dtype, layout) for layout in ("transposed", "sliced"))
+    return [(grad, x, 0.3, kind) for kind in range(8)]
+
+
+def dropout_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    return [
+        (random_tensor((3, 5, 17), dtype, layout).requires_grad_(requires_grad), 0.3, 7)
+        for layout in ("contiguous", "transposed")
+    ]
+
+
+def dropout_add_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x, other = (random_tensor((5, 2, 16), dtype).requires_grad_(requires_grad) for _ in range(2))
+    weight, bias = parameters(dtype, requires_grad)
+    return [
+        (x, other, [16], weight, bias, 0.3, 7, 1e-5),
+        (x, other, [2, 16], None, None, 0.0, 0, 1e-5),
+    ]
+
+
+def dropout_add_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples: list[tuple[Any, ...]] = []
+    for sample in dropout_add_samples(dtype, False):
+        _, total, statistics = OPS.dropout_add_layer_norm_forward(*sample)
+        _, _, shape, weight, bias, p, seed, _ = sample
+        grad, wanted = torch.randn_like(total), [True, True, weight is not None, bias is not None]
+        for grad_sum in (None, torch.randn_like(total)):
+            samples.append(
+                (grad, grad_sum, total, shape, weight, statistics, p, seed, wanted, dtype)
+            )
+    return samples
+
+
 def adam_samples(dtype: torch.dtype, amsgrad: bool = False) -> list[tuple[Any, ...]]:
     shapes = [(3, 5), (0,), (17,)]
     lists = [[random_tensor(shape, dtype).abs() for shape in shapes] for _ in range(5)]
@@ -137,6 +176,13 @@ def test_every_registered_op_is_checked_here() -> None:
         "sgd_",
         "adagrad_",
         "rmsprop_",
+        "activation",
+        "activation_",
+        "activation_backward",
+        "dropout",
+        "dropout_add_layer_norm",
+        "dropout_add_layer_norm_forward",
+        "dropout_add_layer_norm_backward",
     }
 
 
@@ -151,6 +197,11 @@ def test_every_registered_op_is_checked_here() -> None:
         ("embedding", embedding_samples),
     ],
     ids=["softmax", "layer_norm", "elementwise_loss", "embedding"],
+        ("activation", activation_samples),
+        ("dropout", dropout_samples),
+        ("dropout_add_layer_norm", dropout_add_samples),
+    ],
+    ids=["softmax", "layer_norm", "activation", "dropout", "dropout_add_layer_norm"],
 )
 def test_opcheck_of_forward_ops(
     name: str,
@@ -173,6 +224,10 @@ def test_opcheck_of_forward_ops(
         ("adam_", lambda dtype: adam_samples(dtype, amsgrad=True)),
         ("elementwise_loss_backward", loss_backward_samples),
         ("embedding_backward", embedding_backward_samples),
+        ("activation_", lambda dtype: activation_samples(dtype, False)),
+        ("activation_backward", activation_backward_samples),
+        ("dropout_add_layer_norm_forward", lambda dtype: dropout_add_samples(dtype, False)),
+        ("dropout_add_layer_norm_backward", dropout_add_backward_samples),
     ],
     ids=[
         "softmax_backward",
@@ -182,6 +237,10 @@ def test_opcheck_of_forward_ops(
         "adam_amsgrad",
         "elementwise_loss_backward",
         "embedding_backward",
+        "activation_",
+        "activation_backward",
+        "dropout_add_forward",
+        "dropout_add_backward",
     ],
 )
 def test_opcheck_of_other_ops(
@@ -203,6 +262,18 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
         *((OPS.elementwise_loss_backward, sample) for sample in loss_backward_samples(dtype)),
         *((OPS.embedding, sample) for sample in embedding_samples(dtype, False)),
         *((OPS.embedding_backward, sample) for sample in embedding_backward_samples(dtype)),
+        *((OPS.activation, sample) for sample in activation_samples(dtype, False)),
+        *((OPS.activation_backward, sample) for sample in activation_backward_samples(dtype)),
+        *((OPS.dropout, sample) for sample in dropout_samples(dtype, False)),
+        *((OPS.dropout_add_layer_norm, sample) for sample in dropout_add_samples(dtype, False)),
+        *(
+            (OPS.dropout_add_layer_norm_forward, sample)
+            for sample in dropout_add_samples(dtype, False)
+        ),
+        *(
+            (OPS.dropout_add_layer_norm_backward, sample)
+            for sample in dropout_add_backward_samples(dtype)
+        ),
     ]
     for op, sample in calls:
         meta = [v.to("meta") if isinstance(v, Tensor) else v for v in sample]
@@ -240,6 +311,15 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
         (lambda x: OPS.embedding(x.t(), torch.tensor([1]), -1), "contiguous rows"),
         (lambda x: OPS.embedding_backward(x, torch.tensor([0, 1, 3]), 3, -1), "out of range"),
         (lambda x: OPS.embedding_backward(x, torch.tensor([0, 1]), 3, -1), "grad_output"),
+        (lambda x: OPS.activation(x, 0.0, 8), "kind must be"),
+        (lambda x: OPS.activation(x.int(), 0.0, 0), "no kernel"),
+        (lambda x: OPS.activation_(x[:, ::2], 0.0, 0), "gaps"),
+        (lambda x: OPS.activation_(x.requires_grad_(), 0.0, 0), "no gradient"),
+        (lambda x: OPS.activation_backward(x[:2], x, 0.0, 0), "shape"),
+        (lambda x: OPS.dropout(x, 1.0, 0), "p must be"),
+        (lambda x: OPS.dropout(x.int(), 0.5, 0), "no kernel"),
+        (lambda x: OPS.dropout_add_layer_norm(x, x[:2], [4], None, None, 0, 0, 1e-5), "residual"),
+        (lambda x: OPS.dropout_add_layer_norm(x, x, [4], None, None, 1, 0, 1e-5), "p must be"),
     ],
 )
 def test_wrong_arguments_are_an_error_and_not_a_crash(

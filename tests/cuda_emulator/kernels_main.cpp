@@ -91,6 +91,19 @@ Backend emulated(int multiprocessors) {
           emulated_step<Sgd>,
           emulated_step<Adagrad>,
           emulated_step<RmsProp>,
+          [](ActivationForwardArgs args) { expect(activation_forward_cuda(args, target())); },
+          [](ActivationBackwardArgs args) { expect(activation_backward_cuda(args, target())); },
+          [](DropoutArgs args) { expect(dropout_cuda(args, target())); },
+          [](DropoutAddNormForwardArgs args) {
+            expect(dropout_add_norm_forward_cuda(args, target()));
+          },
+          [](DropoutAddNormBackwardArgs args) {
+            args.tasks = dropout_add_norm_tasks_cuda(args, target());
+            const size_t sum_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
+            const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
+            args.partial_sums = sums.get();
+            expect(dropout_add_norm_backward_cuda(args, target()));
+          },
           [] { emulator::set_device({processors, capability}); }};
 }
 
@@ -116,6 +129,9 @@ int main() {
   test_elementwise_loss();
   test_embedding();
   test_optimizer();
+  test_activation();
+  test_dropout();
+  test_dropout_add_layer_norm();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

@@ -6,9 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "adam/adam.h"
+#include "activation/activation.h"
+#include "dropout/dropout.h"
 #include "elementwise_loss/elementwise_loss.h"
 #include "embedding/embedding.h"
+#include "layer_norm/dropout_add_layer_norm.h"
 #include "layer_norm/layer_norm.h"
 #include "optimizer/optimizer.h"
 #include "softmax/softmax.h"
@@ -31,6 +33,11 @@ struct Backend {
   void (*sgd_step)(StepArgs, Sgd);
   void (*adagrad_step)(StepArgs, Adagrad);
   void (*rmsprop_step)(StepArgs, RmsProp);
+  void (*activation_forward)(ActivationForwardArgs);
+  void (*activation_backward)(ActivationBackwardArgs);
+  void (*dropout)(DropoutArgs);
+  void (*dropout_add_norm_forward)(DropoutAddNormForwardArgs);
+  void (*dropout_add_norm_backward)(DropoutAddNormBackwardArgs);
   void (*select)();  // makes it the one that the functions run on
 };
 

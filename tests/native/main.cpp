@@ -1,6 +1,8 @@
 // Runs the CPU kernels without torch, on memory of exactly their size: the address sanitizer's
 // program.
+#include <algorithm>
 #include <cstdio>
+#include <vector>
 
 #include "backends.h"
 #include "check.h"
@@ -26,6 +28,16 @@ Backend backend_of() {
           [](StepArgs args, Sgd sgd) { optimizer_step<isa>(args, sgd); },
           [](StepArgs args, Adagrad adagrad) { optimizer_step<isa>(args, adagrad); },
           [](StepArgs args, RmsProp rms) { optimizer_step<isa>(args, rms); },
+          [](ActivationForwardArgs args) { activation_forward<isa>(args); },
+          [](ActivationBackwardArgs args) { activation_backward<isa>(args); },
+          [](DropoutArgs args) { dropout<isa>(args); },
+          [](DropoutAddNormForwardArgs args) { dropout_add_norm_forward<isa>(args); },
+          [](DropoutAddNormBackwardArgs args) {
+            args.tasks = std::min<int64_t>(args.rows, 3);
+            std::vector<double> sums(args.tasks * 2 * args.cols);
+            args.partial_sums = sums.data();
+            dropout_add_norm_backward<isa>(args);
+          },
           [] {}};
 }
 
@@ -62,6 +74,9 @@ int main() {
   test_elementwise_loss();
   test_embedding();
   test_optimizer();
+  test_activation();
+  test_dropout();
+  test_dropout_add_layer_norm();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }
