@@ -72,6 +72,22 @@ def adam_samples(dtype: torch.dtype, amsgrad: bool = False) -> list[tuple[Any, .
     ]
 
 
+def optimizer_samples(
+    dtype: torch.dtype, states: int, options: tuple[Any, ...], counted: bool = True
+) -> list[tuple[Any, ...]]:
+    shapes = [(3, 5), (0,), (17,)]
+    lists = [[random_tensor(shape, dtype).abs() for shape in shapes] for _ in range(2 + states)]
+    if counted:
+        lists.append([torch.tensor(float(step)) for step in range(3)])
+    scalars = (torch.tensor(1e-3), torch.tensor(4.0), torch.tensor(0.0), torch.tensor(0.5))
+    return [(*lists, *options, None, None, None), (*lists, *options, *scalars)]
+
+
+def grad_norm_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    grads = [random_tensor(shape, dtype) for shape in [(3, 5), (0,), (17,)]]
+    return [(grads, 0.5), (grads, 0.5, torch.tensor(4.0)), (grads[1:2], 1.0)]
+
+
 def test_every_registered_op_is_checked_here() -> None:
     names = {
         name.split("::")[1]
@@ -88,6 +104,8 @@ def test_every_registered_op_is_checked_here() -> None:
         "sgd_",
         "adagrad_",
         "rmsprop_",
+        "grad_norm",
+        "scale_grads_",
     }
 
 
@@ -117,8 +135,27 @@ def test_opcheck_of_forward_ops(
         ("layer_norm_backward", layer_norm_backward_samples),
         ("adam_", adam_samples),
         ("adam_", lambda dtype: adam_samples(dtype, amsgrad=True)),
+        (
+            "sgd_",
+            lambda d: optimizer_samples(d, 1, (0.1, 0.9, 0.1, 0.1, False, True, False), False),
+        ),
+        ("adagrad_", lambda d: optimizer_samples(d, 1, (0.1, 0.1, 0.1, 1e-8, True))),
+        ("rmsprop_", lambda d: optimizer_samples(d, 3, (0.1, 0.9, 0.1, 1e-3, 0.9, True))),
+        ("grad_norm", grad_norm_samples),
+        ("scale_grads_", lambda d: [(grad_norm_samples(d)[0][0], torch.tensor(0.5).double())]),
     ],
-    ids=["softmax_backward", "layer_norm_forward", "layer_norm_backward", "adam_", "adam_amsgrad"],
+    ids=[
+        "softmax_backward",
+        "layer_norm_forward",
+        "layer_norm_backward",
+        "adam_",
+        "adam_amsgrad",
+        "sgd_",
+        "adagrad_",
+        "rmsprop_",
+        "grad_norm",
+        "scale_grads_",
+    ],
 )
 def test_opcheck_of_other_ops(
     name: str, samples: Callable[[torch.dtype], list[tuple[Any, ...]]], dtype: torch.dtype

@@ -73,6 +73,13 @@ Backend emulated(int multiprocessors) {
           emulated_step<Sgd>,
           emulated_step<Adagrad>,
           emulated_step<RmsProp>,
+          [](GradNormArgs args) {
+            const Scratch sums(grad_norm_scratch_cuda(args));
+            expect(grad_norm_cuda(args, nullptr, sums.get(), target()));
+          },
+          [](const GradTensor* tensors, int64_t count, const double* coefficient) {
+            expect(scale_grads_cuda(tensors, count, coefficient, target()));
+          },
           [] { emulator::set_device({processors, capability}); }};
 }
 
@@ -95,6 +102,7 @@ int main() {
   test_softmax();
   test_layer_norm();
   test_optimizer();
+  test_grad_norm();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "layer_norm/layer_norm.h"
+#include "optimizer/grad_norm.h"
 #include "optimizer/optimizer.h"
 #include "softmax/softmax.h"
 
@@ -23,6 +24,8 @@ struct Backend {
   void (*sgd_step)(StepArgs, Sgd);
   void (*adagrad_step)(StepArgs, Adagrad);
   void (*rmsprop_step)(StepArgs, RmsProp);
+  void (*grad_norm)(GradNormArgs);
+  void (*scale_grads)(const GradTensor*, int64_t, const double*);
   void (*select)();  // makes it the one that the functions run on
 };
 

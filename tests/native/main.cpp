@@ -21,6 +21,10 @@ Backend backend_of() {
           [](StepArgs args, Sgd sgd) { optimizer_step<isa>(args, sgd); },
           [](StepArgs args, Adagrad adagrad) { optimizer_step<isa>(args, adagrad); },
           [](StepArgs args, RmsProp rms) { optimizer_step<isa>(args, rms); },
+          [](GradNormArgs args) { grad_norm<isa>(args); },
+          [](const GradTensor* tensors, int64_t count, const double* coefficient) {
+            scale_grads<isa>(tensors, count, *coefficient);
+          },
           [] {}};
 }
 
@@ -54,6 +58,7 @@ int main() {
   test_softmax();
   test_layer_norm();
   test_optimizer();
+  test_grad_norm();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }
