@@ -14,6 +14,7 @@ from benchmarks import (
     bench_overhead,
     bench_softmax,
 )
+from benchmarks import bench_layer_norm, bench_optimizers, bench_overhead, bench_softmax
 from benchmarks.harness import Case
 
 # One line an op file, in the order of the report
@@ -25,6 +26,7 @@ SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "adam": bench_adam.cases,
     "elementwise_loss": bench_elementwise_loss.cases,
     "embedding": bench_embedding.cases,
+    "optimizers": bench_optimizers.cases,
     "overhead": bench_overhead.cases,
 }
 

@@ -69,6 +69,7 @@ add_executable(fastdl_emulated_kernel_tests EXCLUDE_FROM_ALL
   tests/native/test_dropout_add_layer_norm.cpp
   tests/native/test_elementwise_loss.cpp
   tests/native/test_embedding.cpp
+  tests/native/test_grad_norm.cpp
   tests/native/test_layer_norm.cpp
   tests/native/test_optimizer.cpp
   tests/native/test_softmax.cpp)

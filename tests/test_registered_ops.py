@@ -154,6 +154,20 @@ def embedding_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
         (torch.randn_like(OPS.embedding(*sample)), sample[1], 5, sample[2])
         for sample in embedding_samples(dtype, False)
     ]
+def optimizer_samples(
+    dtype: torch.dtype, states: int, options: tuple[Any, ...], counted: bool = True
+) -> list[tuple[Any, ...]]:
+    shapes = [(3, 5), (0,), (17,)]
+    lists = [[random_tensor(shape, dtype).abs() for shape in shapes] for _ in range(2 + states)]
+    if counted:
+        lists.append([torch.tensor(float(step)) for step in range(3)])
+    scalars = (torch.tensor(1e-3), torch.tensor(4.0), torch.tensor(0.0), torch.tensor(0.5))
+    return [(*lists, *options, None, None, None), (*lists, *options, *scalars)]
+
+
+def grad_norm_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    grads = [random_tensor(shape, dtype) for shape in [(3, 5), (0,), (17,)]]
+    return [(grads, 0.5), (grads, 0.5, torch.tensor(4.0)), (grads[1:2], 1.0)]
 
 
 def test_every_registered_op_is_checked_here() -> None:
@@ -183,6 +197,8 @@ def test_every_registered_op_is_checked_here() -> None:
         "dropout_add_layer_norm",
         "dropout_add_layer_norm_forward",
         "dropout_add_layer_norm_backward",
+        "grad_norm",
+        "scale_grads_",
     }
 
 
@@ -228,6 +244,14 @@ def test_opcheck_of_forward_ops(
         ("activation_backward", activation_backward_samples),
         ("dropout_add_layer_norm_forward", lambda dtype: dropout_add_samples(dtype, False)),
         ("dropout_add_layer_norm_backward", dropout_add_backward_samples),
+        (
+            "sgd_",
+            lambda d: optimizer_samples(d, 1, (0.1, 0.9, 0.1, 0.1, False, True, False), False),
+        ),
+        ("adagrad_", lambda d: optimizer_samples(d, 1, (0.1, 0.1, 0.1, 1e-8, True))),
+        ("rmsprop_", lambda d: optimizer_samples(d, 3, (0.1, 0.9, 0.1, 1e-3, 0.9, True))),
+        ("grad_norm", grad_norm_samples),
+        ("scale_grads_", lambda d: [(grad_norm_samples(d)[0][0], torch.tensor(0.5).double())]),
     ],
     ids=[
         "softmax_backward",
@@ -241,6 +265,11 @@ def test_opcheck_of_forward_ops(
         "activation_backward",
         "dropout_add_forward",
         "dropout_add_backward",
+        "sgd_",
+        "adagrad_",
+        "rmsprop_",
+        "grad_norm",
+        "scale_grads_",
     ],
 )
 def test_opcheck_of_other_ops(

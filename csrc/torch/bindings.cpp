@@ -16,6 +16,7 @@
 #include "embedding/embedding_torch.h"
 #include "layer_norm/dropout_add_layer_norm_torch.h"
 #include "layer_norm/layer_norm_torch.h"
+#include "optimizer/grad_norm_torch.h"
 #include "optimizer/optimizer_ops_torch.h"
 #include "softmax/softmax_torch.h"
 #include "torch/hand_over.h"
@@ -174,6 +175,8 @@ PYBIND11_MODULE(_C, module) {
   bind_op(module, "sgd_step", fastdl::sgd_step_all);
   bind_op(module, "adagrad_step", fastdl::adagrad_step_all);
   bind_op(module, "rmsprop_step", fastdl::rmsprop_step_all);
+  bind_op(module, "grad_norm", fastdl::grad_norm_of);
+  bind_op(module, "scale_grads", fastdl::scale_all_grads);
 
   module.def("hand_over", torch::wrap_pybind_function(fastdl::hand_over));
   module.def("hand_overs", torch::wrap_pybind_function(fastdl::hand_overs));

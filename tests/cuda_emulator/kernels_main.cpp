@@ -103,6 +103,12 @@ Backend emulated(int multiprocessors) {
             const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
             args.partial_sums = sums.get();
             expect(dropout_add_norm_backward_cuda(args, target()));
+          [](GradNormArgs args) {
+            const Scratch sums(grad_norm_scratch_cuda(args));
+            expect(grad_norm_cuda(args, nullptr, sums.get(), target()));
+          },
+          [](const GradTensor* tensors, int64_t count, const double* coefficient) {
+            expect(scale_grads_cuda(tensors, count, coefficient, target()));
           },
           [] { emulator::set_device({processors, capability}); }};
 }
@@ -132,6 +138,7 @@ int main() {
   test_activation();
   test_dropout();
   test_dropout_add_layer_norm();
+  test_grad_norm();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

@@ -12,6 +12,7 @@
 #include "embedding/embedding.h"
 #include "layer_norm/dropout_add_layer_norm.h"
 #include "layer_norm/layer_norm.h"
+#include "optimizer/grad_norm.h"
 #include "optimizer/optimizer.h"
 #include "softmax/softmax.h"
 
@@ -38,6 +39,8 @@ struct Backend {
   void (*dropout)(DropoutArgs);
   void (*dropout_add_norm_forward)(DropoutAddNormForwardArgs);
   void (*dropout_add_norm_backward)(DropoutAddNormBackwardArgs);
+  void (*grad_norm)(GradNormArgs);
+  void (*scale_grads)(const GradTensor*, int64_t, const double*);
   void (*select)();  // makes it the one that the functions run on
 };
 

@@ -37,6 +37,9 @@ Backend backend_of() {
             std::vector<double> sums(args.tasks * 2 * args.cols);
             args.partial_sums = sums.data();
             dropout_add_norm_backward<isa>(args);
+          [](GradNormArgs args) { grad_norm<isa>(args); },
+          [](const GradTensor* tensors, int64_t count, const double* coefficient) {
+            scale_grads<isa>(tensors, count, *coefficient);
           },
           [] {}};
 }
@@ -77,6 +80,7 @@ int main() {
   test_activation();
   test_dropout();
   test_dropout_add_layer_norm();
+  test_grad_norm();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

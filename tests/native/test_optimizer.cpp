@@ -187,7 +187,7 @@ void test_optimizer() {
   check_sizes("adamw", &Backend::adam_step, adamw, {0, 4, 0.5, true, all});
   check_step("adam", &Backend::adam_step, adam, {0, 1, 1, false, two}, {100003}, 1);
 
-  check_sizes("sgd", &Backend::sgd_step, {0, 0, false, false}, {0.1, 1, 1, false, {}});
+  check_sizes("sgd", &Backend::sgd_step, {0, 0, false, false}, {0.1, 1, 1, false, {false}});
   check_sizes("sgd momentum", &Backend::sgd_step, {0.9, 0.5, false, false},
               {0, 4, 0.25, true, {true}});
   check_sizes("sgd first", &Backend::sgd_step, {0.9, 0.5, true, true}, {0, 1, 1, false, {true}});

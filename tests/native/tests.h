@@ -14,6 +14,7 @@ void test_optimizer();
 void test_activation();
 void test_dropout();
 void test_dropout_add_layer_norm();
+void test_grad_norm();
 void test_parallel();
 void test_row_plan();
 

@@ -1,4 +1,4 @@
-"""One step of Adam and AdamW on the parameter lists of real models."""
+"""One step of each optimizer on the parameter lists of real models, and clipping by the norm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from torch import Tensor
 
 import fastdl
 from benchmarks.accuracy import measure_error_ratio
-from benchmarks.harness import COMPILED, DEFAULT, FASTDL, Call, Case, Inputs, Prepare
+from benchmarks.harness import (
+    COMPILED,
+    DEFAULT,
+    FASTDL,
+    Call,
+    Case,
+    Inputs,
+    Prepare,
+    no_error_ratio,
+)
+from fastdl.ops.optimizer import MultiTensorStep
 
 FLOAT, BFLOAT = torch.float32, torch.bfloat16
 Shape = tuple[int, ...]
@@ -21,6 +31,10 @@ ERROR_STEPS = 4
 ERROR_ELEMENTS = 1 << 20
 # Compiling a step takes a second for every few tensors and shows nothing new for longer lists.
 MAX_COMPILED_TENSORS = 64
+
+MAX_NORM = 1.0
+MOMENTUM = {"momentum": 0.9}
+CENTERED = {"momentum": 0.9, "centered": True}
 
 
 def resnet50_shapes() -> list[Shape]:
@@ -57,14 +71,21 @@ def billion_shapes() -> list[Shape]:
     return [(128256, width), *layer * 16, (width,)]
 
 
-def prepare_step(optimizer_class: OptimizerClass, **settings: Any) -> Prepare:
-    """A call makes one step and returns the parameters; the inputs are parameters, gradients."""
+def prepare_step(optimizer_class: OptimizerClass, clips: bool = False, **settings: Any) -> Prepare:
+    """A call makes one step and returns the parameters; the inputs are parameters, gradients.
+
+    One that clips does so as the class can: in its step, or before it with torch's function.
+    """
+    is_fast = issubclass(cast("type", optimizer_class), MultiTensorStep)
 
     def prepare(inputs: Inputs) -> Call:
         parameters, optimizer = make_optimizer(optimizer_class, inputs, settings)
+        options: dict[str, Any] = {"max_norm": MAX_NORM} if clips and is_fast else {}
 
         def step() -> list[Tensor]:
-            optimizer.step()
+            if clips and not is_fast:
+                torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
+            optimizer.step(**options)
             return parameters
 
         return step
@@ -113,6 +134,65 @@ def error_ratio(fast: Prepare, native: Prepare, inputs: Inputs) -> float | None:
     return measure_error_ratio(fast, native, some, parameters_after_steps)
 
 
+def number_of_states(op: str, settings: dict[str, Any]) -> int:
+    """Tensors that the optimizer keeps for each parameter."""
+    with_momentum = settings.get("momentum", 0) > 0
+    return {
+        "Adam": 2 + bool(settings.get("amsgrad")),
+        "AdamW": 2 + bool(settings.get("amsgrad")),
+        "SGD": int(with_momentum),
+        "Adagrad": 1,
+        "RMSprop": 1 + with_momentum + bool(settings.get("centered")),
+    }[op]
+
+
+def prepare_clip(clip: Callable[..., Tensor], **settings: Any) -> Prepare:
+    """A call clips all gradients and returns them; the inputs are gradients."""
+
+    def prepare(inputs: Inputs) -> Call:
+        parameters = [torch.zeros_like(tensor).requires_grad_() for tensor in inputs]
+        for parameter, gradient in zip(parameters, inputs, strict=True):
+            parameter.grad = gradient.clone()
+
+        def call() -> list[Tensor]:
+            clip(parameters, MAX_NORM, **settings)
+            return [cast("Tensor", parameter.grad) for parameter in parameters]
+
+        return call
+
+    return prepare
+
+
+def clip_case(name: str, shapes: Sequence[Shape], dtype: torch.dtype = FLOAT) -> Case:
+    """clip_grad_norm_ alone: reads all gradients, then reads and writes them."""
+    native = torch.nn.utils.clip_grad_norm_
+    prepares = {
+        FASTDL: prepare_clip(fastdl.optim.clip_grad_norm_),
+        DEFAULT: prepare_clip(native),
+        "foreach=False": prepare_clip(native, foreach=False),
+    }
+    elements = sum(torch.Size(shape).numel() for shape in shapes)
+
+    def make_inputs(device: torch.device) -> Inputs:
+        generator = torch.Generator(device).manual_seed(0)
+        return [torch.randn(s, generator=generator, device=device).to(dtype) for s in shapes]
+
+    return Case(
+        op="clip_grad_norm_",
+        direction="call",
+        shape=f"{name}, {elements / 1e6:.3g}M in {len(shapes)}",
+        dtype=dtype,
+        group="clip_grad_norm_",
+        make_inputs=make_inputs,
+        candidates=prepares,
+        bytes_moved=3 * elements * dtype.itemsize,
+        error_ratio=lambda inputs: measure_error_ratio(
+            prepares[FASTDL], prepares[DEFAULT], inputs[:10]
+        ),
+        in_place=True,
+    )
+
+
 def step_case(
     op: str,
     name: str,
@@ -121,25 +201,28 @@ def step_case(
     full_only: bool = False,
     device: str = "cpu",
     as_called: bool = False,
+    clips: bool = False,
     **settings: Any,
 ) -> Case:
     """One list of parameters. A step reads parameter, gradient and states, and writes all but one.
 
-    Without amsgrad these are seven tensors: 28 bytes a float32 parameter.
+    For Adam without amsgrad these are seven tensors: 28 bytes a float32 parameter. A step that
+    `clips` by the total norm reads the gradient once more.
     """
     native: OptimizerClass = getattr(torch.optim, op)
     prepares = {
-        FASTDL: prepare_step(getattr(fastdl.optim, op), **settings),
-        DEFAULT: prepare_step(native, **settings),
-        "foreach=True": prepare_step(native, foreach=True, **settings),
-        "fused=True": prepare_step(native, fused=True, **settings),
+        FASTDL: prepare_step(getattr(fastdl.optim, op), clips, **settings),
+        DEFAULT: prepare_step(native, clips, **settings),
+        "foreach=True": prepare_step(native, clips, foreach=True, **settings),
     }
+    if op != "RMSprop":
+        prepares["fused=True"] = prepare_step(native, clips, fused=True, **settings)
     if device != "cpu":
         del prepares["foreach=True"]  # the default there
-    if len(shapes) <= MAX_COMPILED_TENSORS:
+    if len(shapes) <= MAX_COMPILED_TENSORS and not clips:
         prepares[COMPILED] = prepare_compiled_step(native, **settings)
     elements = sum(torch.Size(shape).numel() for shape in shapes)
-    tensors = 9 if settings.get("amsgrad") else 7
+    tensors = 3 + 2 * number_of_states(op, settings) + clips
 
     def make_inputs(device: torch.device) -> Inputs:
         generator = torch.Generator(device).manual_seed(0)
@@ -150,14 +233,16 @@ def step_case(
 
     return Case(
         op=op,
-        direction="step",
+        direction="clip + step" if clips else "step",
         shape=f"{name}, {elements / 1e6:.3g}M in {len(shapes)}",
         dtype=dtype,
-        group=f"{op} step, as called" if as_called else f"{op} step",
+        group=f"{op} {'clip + ' if clips else ''}step{', as called' if as_called else ''}",
         make_inputs=make_inputs,
         candidates=prepares,
         bytes_moved=tensors * elements * dtype.itemsize,
-        error_ratio=partial(error_ratio, prepares[FASTDL], prepares[DEFAULT]),
+        error_ratio=no_error_ratio  # torch's clipping changes the gradients
+        if clips
+        else partial(error_ratio, prepares[FASTDL], prepares[DEFAULT]),
         in_place=True,
         full_only=full_only,
         host_clock=as_called,
@@ -181,6 +266,13 @@ def gpu_cases() -> Iterator[Case]:
     yield gpu("AdamW", "tiny tensors as called", tiny, as_called=True)
     yield gpu("AdamW", "2000 tensors as called", [(1024,)] * 2000, as_called=True)
     yield gpu("Adam", "ResNet-50", resnet)
+    yield gpu("AdamW", "GPT-2 small", gpt2, clips=True)
+    for op, settings in (("SGD", MOMENTUM), ("Adagrad", {}), ("RMSprop", {})):
+        yield gpu(op, "ResNet-50", resnet, **settings)
+        yield gpu(op, "GPT-2 small", gpt2, **settings)
+    yield gpu("RMSprop", "ResNet-50 centered", resnet, **CENTERED)
+    yield gpu("SGD", "tiny tensors as called", tiny, as_called=True, **MOMENTUM)
+    yield clip_case("GPT-2 small", gpt2)
 
 
 def cases(device: str = "cpu") -> Iterator[Case]:
@@ -200,3 +292,19 @@ def cases(device: str = "cpu") -> Iterator[Case]:
     yield step_case("Adam", "tiny tensors", tiny)
     yield step_case("Adam", "one tensor", single, full_only=True)
     yield step_case("Adam", "one tensor amsgrad", single, amsgrad=True)
+    layers = gpt2_shapes(layers=4, vocabulary=0)
+    for op, settings in (("SGD", MOMENTUM), ("Adagrad", {}), ("RMSprop", {})):
+        yield step_case(op, "ResNet-50", resnet, **settings)
+        yield step_case(op, "GPT-2 of 4 layers", layers, **settings)
+        yield step_case(op, "GPT-2 small", gpt2_shapes(12, 50257), full_only=True, **settings)
+        yield step_case(op, "tiny tensors", tiny, **settings)
+        yield step_case(op, "ResNet-50", resnet, dtype=BFLOAT, full_only=True, **settings)
+    yield step_case("SGD", "ResNet-50 without momentum", resnet)
+    yield step_case("SGD", "ResNet-50 nesterov", resnet, full_only=True, nesterov=True, **MOMENTUM)
+    yield step_case("RMSprop", "ResNet-50 centered", resnet, **CENTERED)
+    yield step_case("AdamW", "GPT-2 of 4 layers", layers, clips=True)
+    yield step_case("SGD", "ResNet-50", resnet, clips=True, **MOMENTUM)
+    yield step_case("AdamW", "tiny tensors", tiny, clips=True)
+    yield clip_case("ResNet-50", resnet)
+    yield clip_case("GPT-2 of 4 layers", layers)
+    yield clip_case("tiny tensors", tiny)
