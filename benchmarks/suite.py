@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterable
 
 from benchmarks import (
     bench_activation,
-    bench_adam,
     bench_dropout,
     bench_elementwise_loss,
     bench_embedding,
     bench_layer_norm,
+    bench_optimizers,
     bench_overhead,
     bench_softmax,
 )
-from benchmarks import bench_layer_norm, bench_optimizers, bench_overhead, bench_softmax
 from benchmarks.harness import Case
 
 # One line an op file, in the order of the report
@@ -23,7 +22,6 @@ SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "layer_norm": bench_layer_norm.cases,
     "activation": bench_activation.cases,
     "dropout": bench_dropout.cases,
-    "adam": bench_adam.cases,
     "elementwise_loss": bench_elementwise_loss.cases,
     "embedding": bench_embedding.cases,
     "optimizers": bench_optimizers.cases,

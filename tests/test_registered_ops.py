@@ -154,6 +154,8 @@ def embedding_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
         (torch.randn_like(OPS.embedding(*sample)), sample[1], 5, sample[2])
         for sample in embedding_samples(dtype, False)
     ]
+
+
 def optimizer_samples(
     dtype: torch.dtype, states: int, options: tuple[Any, ...], counted: bool = True
 ) -> list[tuple[Any, ...]]:
@@ -211,13 +213,10 @@ def test_every_registered_op_is_checked_here() -> None:
         ("layer_norm", layer_norm_samples),
         ("elementwise_loss", loss_samples),
         ("embedding", embedding_samples),
-    ],
-    ids=["softmax", "layer_norm", "elementwise_loss", "embedding"],
         ("activation", activation_samples),
         ("dropout", dropout_samples),
         ("dropout_add_layer_norm", dropout_add_samples),
     ],
-    ids=["softmax", "layer_norm", "activation", "dropout", "dropout_add_layer_norm"],
 )
 def test_opcheck_of_forward_ops(
     name: str,
@@ -252,24 +251,6 @@ def test_opcheck_of_forward_ops(
         ("rmsprop_", lambda d: optimizer_samples(d, 3, (0.1, 0.9, 0.1, 1e-3, 0.9, True))),
         ("grad_norm", grad_norm_samples),
         ("scale_grads_", lambda d: [(grad_norm_samples(d)[0][0], torch.tensor(0.5).double())]),
-    ],
-    ids=[
-        "softmax_backward",
-        "layer_norm_forward",
-        "layer_norm_backward",
-        "adam_",
-        "adam_amsgrad",
-        "elementwise_loss_backward",
-        "embedding_backward",
-        "activation_",
-        "activation_backward",
-        "dropout_add_forward",
-        "dropout_add_backward",
-        "sgd_",
-        "adagrad_",
-        "rmsprop_",
-        "grad_norm",
-        "scale_grads_",
     ],
 )
 def test_opcheck_of_other_ops(
