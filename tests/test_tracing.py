@@ -49,7 +49,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "MSELoss": lambda: loss("MSELoss"),
     "L1Loss": lambda: loss("L1Loss", reduction="none"),
     "SmoothL1Loss": lambda: loss("SmoothL1Loss"),
-    "HuberLoss": lambda: loss("HuberLoss", reduction="sum"),
+    "HuberLoss": lambda: loss("HuberLoss"),
     "BCEWithLogitsLoss": lambda: loss("BCEWithLogitsLoss"),
     "Embedding": embedding,
     "ReLU": lambda: fastdl.nn.ReLU(),

@@ -124,9 +124,25 @@ struct BinaryCrossEntropy {
   }
 };
 
+// What is fetched while elements are computed: those 4 KiB ahead, or those themselves.
+template <class T>
+struct Ahead {
+  const T *input, *target;
+
+  void fetch(int64_t i) const {
+    prefetch(input + i);
+    prefetch(target + i);
+  }
+};
+
 template <class T>
 struct Operands {
   const T *input, *target, *weight, *pos_weight;
+
+  Ahead<T> ahead(bool far) const {
+    constexpr int64_t distance = 4096 / sizeof(T);
+    return {input + (far ? distance : 0), target + (far ? distance : 0)};
+  }
 
   template <class Loss, class Count, class F>
   auto at(int64_t i, Count count, F&& f) const {
@@ -184,11 +200,13 @@ void dispatch(const ElementwiseLossTerms& terms, F&& f) {
 // Writes the losses where there is an output, else adds them up.
 template <class T, class Loss>
 double forward_piece(const Loss& loss, const Operands<T>& operands, T* output, int64_t size,
-                     bool streaming) {
+                     bool streaming, bool far) {
   using V = Vec<T>;
   V sums[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) sums[lane] = V(Accumulate<T>(0));
+  const auto ahead = operands.ahead(far);
   for_output_vectors(output, size, streaming, [&](int64_t i, auto count, int lane) {
+    ahead.fetch(i);
     const V value = operands.template at<Loss>(
         i, count, [&](V x, V t, V w, V p) { return loss.value(x, t, w, p); });
     if (output != nullptr) {
@@ -216,16 +234,18 @@ void elementwise_loss_forward<kBuildIsa>(const ElementwiseLossForwardArgs& args)
   const int64_t blocks = (terms.size + kBlock - 1) / kBlock;
   dispatch(terms, [&]<class T, class Loss>(const Loss& loss) {
     T* const output = reduces ? nullptr : static_cast<T*>(args.output);
-    const bool streaming = !reduces && worth_streaming(3 * terms.size * sizeof(T));
+    const bool far = worth_streaming((reduces ? 2 : 3) * terms.size * sizeof(T));
+    const bool streaming = far && !reduces;
     double* const sums = static_cast<double*>(thread_scratch(blocks * sizeof(double)));
     parallel_for(0, blocks, kGrain, [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
         double sum = 0;
         const int64_t begin = block * kBlock, end = std::min(begin + kBlock, terms.size);
-        for_pieces<T, Loss>(
-            terms, begin, end, [&](const Operands<T>& operands, int64_t at, int64_t size) {
-              sum += forward_piece(loss, operands, output ? output + at : nullptr, size, streaming);
-            });
+        for_pieces<T, Loss>(terms, begin, end,
+                            [&](const Operands<T>& operands, int64_t at, int64_t size) {
+                              sum += forward_piece(loss, operands, output ? output + at : nullptr,
+                                                   size, streaming, far);
+                            });
         sums[block] = sum;
       }
       finish_writes();
@@ -257,30 +277,41 @@ void elementwise_loss_backward<kBuildIsa>(const ElementwiseLossBackwardArgs& arg
     const V norm(static_cast<A>(mean ? 1.0 / static_cast<double>(terms.size) : 1.0));
     const V same = args.same_grad_output ? V(static_cast<A>(*grads)) * norm : norm;
     const auto run = [&](const Operands<T>& operands, int64_t at, int64_t size) {
+      const auto ahead = operands.ahead(streaming);
       for_output_vectors(written + at, size, streaming, [&](int64_t i, auto count, int) {
+        ahead.fetch(i);
         V scale = same;
         if (!args.same_grad_output) scale = norm * load_vector(grads + at + i, count, A(0));
         operands.template at<Loss>(i, count, [&](V x, V t, V w, V p) {
-          if constexpr (Loss::kWeighted) {
-            if (grad_input != nullptr) {
-              write_vector(grad_input + at + i, scale * loss.slope(x, t, w, p), count, streaming);
-            }
-            if (grad_target != nullptr) {
-              const V slope = loss.target_slope(x, t, w, p);
-              write_vector(grad_target + at + i, scale * slope, count, streaming);
-            }
-          } else {
-            const V grad = scale * loss.slope(x, t, w, p);
-            if (grad_input != nullptr) write_vector(grad_input + at + i, grad, count, streaming);
-            if (grad_target != nullptr) {
-              write_vector(grad_target + at + i, V(A(0)) - grad, count, streaming);
-            }
-          }
+          const V grad = scale * loss.slope(x, t, w, p);
+          if (grad_input != nullptr) write_vector(grad_input + at + i, grad, count, streaming);
+          if (grad_target == nullptr) return;
+          V target_grad = V(A(0)) - grad;
+          if constexpr (Loss::kWeighted) target_grad = scale * loss.target_slope(x, t, w, p);
+          write_vector(grad_target + at + i, target_grad, count, streaming);
         });
       });
     };
+    // The usual call: one number for all, the gradient of the input alone. Without its decisions
+    // inside the loop it is worth its lines (1 MiB in cache: 0.21 to 0.12 ms).
+    const auto run_usual = [&](const Operands<T>& operands, int64_t at, int64_t size) {
+      const auto ahead = operands.ahead(streaming);
+      T* const output = grad_input + at;
+      for_output_vectors(output, size, streaming, [&](int64_t i, auto count, int) {
+        ahead.fetch(i);
+        const V slope = operands.template at<Loss>(
+            i, count, [&](V x, V t, V w, V p) { return loss.slope(x, t, w, p); });
+        write_vector(output + i, same * slope, count, streaming);
+      });
+    };
+    const bool usual = args.same_grad_output && grad_target == nullptr;
     parallel_for(0, blocks, kGrain, [&](int64_t first, int64_t last) {
-      for_pieces<T, Loss>(terms, first * kBlock, std::min(last * kBlock, terms.size), run);
+      const int64_t begin = first * kBlock, end = std::min(last * kBlock, terms.size);
+      if (usual) {
+        for_pieces<T, Loss>(terms, begin, end, run_usual);
+      } else {
+        for_pieces<T, Loss>(terms, begin, end, run);
+      }
       finish_writes();
     });
   });

@@ -19,7 +19,9 @@ namespace fastdl {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBatch = 4;  // vectors of each input that a thread loads at a time
+// Vectors of each input that a thread loads at a time; float64 would spill with more.
+template <class T>
+inline constexpr int kBatch = sizeof(T) == 8 ? 2 : 4;
 constexpr int kMost = 64;  // vectors that a thread adds up
 
 template <class A>
@@ -108,15 +110,15 @@ __device__ __forceinline__ void for_vectors(const ElementwiseLossTerms& terms,
   constexpr int W = kVectorWidth<T>;
   const T* const input = static_cast<const T*>(terms.input);
   const T* const target = static_cast<const T*>(terms.target);
-  for (int64_t v = begin + threadIdx.x; v < end; v += kBatch * kThreads) {
-    Vector<T, W> x[kBatch], t[kBatch];
+  for (int64_t v = begin + threadIdx.x; v < end; v += kBatch<T> * kThreads) {
+    Vector<T, W> x[kBatch<T>], t[kBatch<T>];
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
+    for (int k = 0; k < kBatch<T>; ++k) {
       x[k] = vectors.load_before(end, input, v + k * kThreads, 0);
       t[k] = vectors.load_before(end, target, v + k * kThreads, 0);
     }
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
+    for (int k = 0; k < kBatch<T>; ++k) {
       const int64_t at = v + k * kThreads;
       if (at >= end) break;
       A inputs[W], targets[W], weights[W], pos_weights[W];
@@ -195,8 +197,8 @@ __global__ void __launch_bounds__(kThreads)
   const ElementwiseLossTerms& terms = args.terms;
   const Loss<A> loss(terms);
   const RowVectors<W, int64_t> vectors(terms.size, shift_of<W>(static_cast<const T*>(terms.input)));
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kBatch * kThreads;
-  const int64_t end = min(begin + kBatch * kThreads, vectors.count());
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kBatch<T> * kThreads;
+  const int64_t end = min(begin + kBatch<T> * kThreads, vectors.count());
   const T* const grads = static_cast<const T*>(args.grad_output);
   const bool mean = terms.reduction == LossReduction::kMean;
   const A norm = static_cast<A>(mean ? 1.0 / static_cast<double>(terms.size) : 1.0);
@@ -239,12 +241,13 @@ int64_t vectors_of(const ElementwiseLossTerms& terms) {
   return ceil_divide(terms.size + shift_of<W>(static_cast<const T*>(terms.input)), W);
 }
 
-// Vectors of a block: few enough that there are 8 blocks a multiprocessor, within [kBatch, kMost]
-// a thread.
+// Vectors of a block: few enough that there are 8 blocks a multiprocessor, within [kBatch, kMost] a
+// thread.
+template <class T>
 int64_t choose_run(int64_t vectors, const CudaTarget& target) {
   const int64_t blocks = 8 * int64_t{target.multiprocessors};
-  const int64_t batches = ceil_divide(vectors, blocks * kBatch * kThreads);
-  return std::clamp<int64_t>(batches, 1, kMost / kBatch) * kBatch * kThreads;
+  const int64_t batches = ceil_divide(vectors, blocks * kBatch<T> * kThreads);
+  return std::clamp<int64_t>(batches, 1, kMost / kBatch<T>) * kBatch<T> * kThreads;
 }
 
 }  // namespace
@@ -255,7 +258,7 @@ size_t elementwise_loss_scratch_cuda(const ElementwiseLossForwardArgs& args,
   int64_t blocks = 0;
   dispatch_dtype<CudaTypes>(args.terms.dtype, [&]<class T> {
     const int64_t vectors = vectors_of<T>(args.terms);
-    blocks = ceil_divide(vectors, choose_run(vectors, target));
+    blocks = ceil_divide(vectors, choose_run<T>(vectors, target));
   });
   return blocks * sizeof(double);
 }
@@ -264,7 +267,7 @@ Status elementwise_loss_forward_cuda(const ElementwiseLossForwardArgs& args,
                                      const CudaTarget& target) {
   Status status;
   dispatch_dtype<CudaTypes>(args.terms.dtype, [&]<class T> {
-    const int64_t vectors = vectors_of<T>(args.terms), run = choose_run(vectors, target);
+    const int64_t vectors = vectors_of<T>(args.terms), run = choose_run<T>(vectors, target);
     const int64_t blocks = std::max<int64_t>(1, ceil_divide(vectors, run));
     status = launch(elementwise_loss_run<T>, {blocks, kThreads}, target, args, run);
     if (!status.ok() || blocks == 1 || args.terms.reduction == LossReduction::kNone) return;
@@ -277,7 +280,7 @@ Status elementwise_loss_backward_cuda(const ElementwiseLossBackwardArgs& args,
                                       const CudaTarget& target) {
   Status status;
   dispatch_dtype<CudaTypes>(args.terms.dtype, [&]<class T> {
-    const int64_t blocks = ceil_divide(vectors_of<T>(args.terms), int64_t{kBatch * kThreads});
+    const int64_t blocks = ceil_divide(vectors_of<T>(args.terms), int64_t{kBatch<T> * kThreads});
     if (blocks > 0) {
       status = launch(elementwise_loss_gradient<T>, {blocks, kThreads}, target, args);
     }

@@ -22,6 +22,7 @@ namespace {
 
 constexpr int64_t kBytesWorthAThread = 64 << 10;
 constexpr int64_t kBytesAhead = 1024;  // fetched while a row is copied: several rows if short
+constexpr int64_t kShortRow = 256;     // bytes: several such rows are on their way anyway
 
 template <class F>
 void dispatch_index(bool is_int64, F&& f) {
@@ -31,7 +32,15 @@ void dispatch_index(bool is_int64, F&& f) {
 
 // As floats where the bytes are a multiple of them: moving changes no bits.
 void copy_row(const char* from, char* to, int64_t bytes, const char* ahead, bool streaming) {
-  if (bytes % sizeof(float) != 0) {
+  constexpr int64_t vector_bytes = kWidth<float> * sizeof(float);
+  if (bytes <= kShortRow && bytes % vector_bytes == 0) {
+    for (int64_t i = 0; i < bytes; i += vector_bytes) {
+      store_vector(reinterpret_cast<float*>(to + i),
+                   load_vector(reinterpret_cast<const float*>(from + i)));
+    }
+    return;
+  }
+  if (bytes <= kShortRow || bytes % sizeof(float) != 0) {
     std::memcpy(to, from, bytes);
     return;
   }
@@ -78,14 +87,16 @@ void share_rows(const EmbeddingIndices& indices, int64_t tasks, int32_t* counts,
   }
 }
 
+// `following` is the first index of the next list, whose gradient is fetched meanwhile, or -1.
 template <class T>
-void sum_row(const T* grad, const Lists& lists, int32_t first, int64_t dim, Accumulate<T>* sums,
-             T* output, bool streaming) {
+void sum_row(const T* grad, const Lists& lists, int32_t first, int32_t following, int64_t dim,
+             Accumulate<T>* sums, T* output, bool streaming) {
   using A = Accumulate<T>;
   for (int32_t i = first; i >= 0;) {
     const int32_t next = lists.next[i];
     const T* const row = grad + i * dim;
-    const T* const ahead = next >= 0 ? grad + next * dim : row;
+    const int32_t fetched = next >= 0 ? next : following;
+    const T* const ahead = fetched >= 0 ? grad + fetched * dim : row;
     for_output_vectors(output, dim, streaming, [&](int64_t at, auto count, int) {
       prefetch(ahead + at);
       Vec<T> value = load_vector(row + at, count, A(0));
@@ -105,17 +116,21 @@ void write_rows(const EmbeddingBackwardArgs& args, const Lists& lists, int64_t b
                 Accumulate<T>* sums, bool streaming) {
   const T* const grad = static_cast<const T*>(args.grad_output);
   T* const output = static_cast<T*>(args.grad_weight);
-  for (int64_t row = begin; row < end;) {
-    int64_t used = row;
-    while (used < end && lists.first[used] < 0) ++used;
+  const auto next_used = [&](int64_t row) {
+    while (row < end && lists.first[row] < 0) ++row;
+    return row;
+  };
+  for (int64_t row = begin, used = next_used(begin); row < end;) {
     T* const zeros = output + row * args.dim;
     for_output_vectors(zeros, (used - row) * args.dim, streaming, [&](int64_t i, auto count, int) {
       write_vector(zeros + i, Vec<T>(Accumulate<T>(0)), count, streaming);
     });
-    if (used < end) {
-      sum_row(grad, lists, lists.first[used], args.dim, sums, output + used * args.dim, streaming);
-    }
+    if (used == end) break;
+    const int64_t next = next_used(used + 1);
+    sum_row(grad, lists, lists.first[used], next < end ? lists.first[next] : -1, args.dim, sums,
+            output + used * args.dim, streaming);
     row = used + 1;
+    used = next;
   }
   finish_writes();
 }
@@ -166,7 +181,7 @@ void embedding_backward<kBuildIsa>(const EmbeddingBackwardArgs& args) {
     const int64_t bytes = (rows + indices.count) * dim * static_cast<int64_t>(sizeof(T));
     const bool streaming = worth_streaming(bytes);
     const int64_t tasks =
-        std::clamp<int64_t>(bytes / kBytesWorthAThread, 1, std::min(num_threads(), rows));
+        std::clamp<int64_t>(bytes / (4 * kBytesWorthAThread), 1, std::min(num_threads(), rows));
     // One piece of memory: the calling thread is a worker too.
     const int64_t words = tasks * (dim * (sizeof(Accumulate<T>) / 4) + 2) + 2 * rows;
     int64_t* const ends =
