@@ -25,6 +25,8 @@ std::vector<Backend> instruction_sets() {
   std::vector<Backend> all = {backend_of<CpuIsa::kDefault>()};
 #if defined(__x86_64__)
   if (cpu_isa() >= CpuIsa::kAvx2) all.push_back(backend_of<CpuIsa::kAvx2>());
+#endif
+#if defined(FASTDL_WITH_AVX512)
   if (cpu_isa() >= CpuIsa::kAvx512) all.push_back(backend_of<CpuIsa::kAvx512>());
 #endif
   return all;
