@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from benchmarks import bench_adam, bench_layer_norm, bench_overhead, bench_softmax
+from benchmarks import (
+    bench_activation,
+    bench_dropout,
+    bench_elementwise_loss,
+    bench_embedding,
+    bench_layer_norm,
+    bench_optimizers,
+    bench_overhead,
+    bench_softmax,
+)
 from benchmarks.harness import Case
 
 # One line an op file, in the order of the report
 SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "softmax": bench_softmax.cases,
     "layer_norm": bench_layer_norm.cases,
-    "adam": bench_adam.cases,
+    "activation": bench_activation.cases,
+    "dropout": bench_dropout.cases,
+    "elementwise_loss": bench_elementwise_loss.cases,
+    "embedding": bench_embedding.cases,
+    "optimizers": bench_optimizers.cases,
     "overhead": bench_overhead.cases,
 }
 

@@ -65,8 +65,13 @@ target_link_libraries(fastdl_cuda_emulator_tests PRIVATE
 # ---- the project's kernels: on the cases of the native tests, and behind torch's ops
 add_executable(fastdl_emulated_kernel_tests EXCLUDE_FROM_ALL
   ${cuda_emulator}/kernels_main.cpp
-  tests/native/test_adam.cpp
+  tests/native/test_activation.cpp
+  tests/native/test_dropout_add_layer_norm.cpp
+  tests/native/test_elementwise_loss.cpp
+  tests/native/test_embedding.cpp
+  tests/native/test_grad_norm.cpp
   tests/native/test_layer_norm.cpp
+  tests/native/test_optimizer.cpp
   tests/native/test_softmax.cpp)
 set_emulator_options(fastdl_emulated_kernel_tests)
 target_compile_options(fastdl_emulated_kernel_tests PRIVATE -O2)

@@ -1,12 +1,38 @@
 """Index of functions, with the names and signatures of ``torch.nn.functional``."""
 
+from fastdl.ops.activation import elu, gelu, leaky_relu, relu, sigmoid, silu, tanh
+from fastdl.ops.dropout import dropout
+from fastdl.ops.dropout_add_layer_norm import dropout_add_layer_norm
+from fastdl.ops.elementwise_loss import (
+    binary_cross_entropy_with_logits,
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    smooth_l1_loss,
+)
+from fastdl.ops.embedding import embedding
 from fastdl.ops.layer_norm import layer_norm, rms_norm
 from fastdl.ops.softmax import log_softmax, softmax, softmin
 
 __all__ = [
+    "binary_cross_entropy_with_logits",
+    "dropout",
+    "dropout_add_layer_norm",
+    "elu",
+    "embedding",
+    "gelu",
+    "huber_loss",
+    "l1_loss",
     "layer_norm",
+    "leaky_relu",
     "log_softmax",
+    "mse_loss",
+    "relu",
     "rms_norm",
+    "sigmoid",
+    "silu",
+    "smooth_l1_loss",
     "softmax",
     "softmin",
+    "tanh",
 ]

@@ -48,6 +48,11 @@ def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """An index into the rows of a matrix for each of them, some of them more than once."""
+    return torch.ones_like(x[:, 0], dtype=torch.int64).cumsum(0).remainder(5)
+
+
 CASES = (
     FunctionCase("softmax", lambda m, x: m.softmax(x, dim=-1)),
     FunctionCase("softmax_columns", lambda m, x: m.softmax(x, dim=0), (7, COLS)),
@@ -71,6 +76,32 @@ CASES = (
         parameter_shapes=((COLS,),),
     ),
     FunctionCase("rms_norm_plain", lambda m, x: m.rms_norm(x, (5, COLS), eps=1e-6)),
+    # The targets depend on the input, so that both gradients count.
+    FunctionCase("mse_loss", lambda m, x: m.mse_loss(x, x.square(), reduction="none")),
+    FunctionCase("mse_loss_mean", lambda m, x: x * m.mse_loss(x, x.square())),
+    FunctionCase("l1_loss", lambda m, x: m.l1_loss(x, x.square(), reduction="none")),
+    FunctionCase("l1_loss_sum", lambda m, x: x * m.l1_loss(x, x.square(), reduction="sum")),
+    FunctionCase("smooth_l1_loss", lambda m, x: m.smooth_l1_loss(x, 2 * x, reduction="none")),
+    FunctionCase("huber_loss_mean", lambda m, x: x * m.huber_loss(x, -x, delta=1.5)),
+    FunctionCase(
+        "binary_cross_entropy",
+        lambda m, x: m.binary_cross_entropy_with_logits(x, x.square(), reduction="none"),
+    ),
+    FunctionCase(
+        "binary_cross_entropy_mean",
+        lambda m, x: (
+            x * m.binary_cross_entropy_with_logits(x, 1 - x, pos_weight=torch.ones_like(x[0]) * 3)
+        ),
+    ),
+    FunctionCase(
+        "embedding",
+        lambda m, x: m.embedding(rows_of(x.flatten(0, -2)), x.flatten(0, -2)),
+        (7, COLS),
+    ),
+    # of the activation functions one that needs its output, its input, and a parameter
+    FunctionCase("sigmoid", lambda m, x: m.sigmoid(x)),
+    FunctionCase("gelu", lambda m, x: m.gelu(x)),
+    FunctionCase("elu", lambda m, x: m.elu(x, 0.7)),
 )
 
 

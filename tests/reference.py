@@ -6,6 +6,7 @@ either module. Their gradients are autograd's through these formulas.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,104 @@ def rms_norm(
     dims = tuple(range(-len(normalized_shape), 0))
     output = x / torch.sqrt(x.square().mean(dims, keepdim=True) + eps)
     return output if weight is None else output * weight.double()
+
+
+def reduced(loss: Tensor, reduction: str) -> Tensor:
+    """The mean, the sum, or all losses."""
+    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+
+
+def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """(x - t)^2."""
+    return reduced((input.double() - target.double()).square(), reduction)
+
+
+def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """|x - t|."""
+    return reduced((input.double() - target.double()).abs(), reduction)
+
+
+def smooth_l1_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0
+) -> Tensor:
+    """d^2 / (2 beta) where d = |x - t| < beta, else d - beta / 2."""
+    d = (input.double() - target.double()).abs()
+    inside = d.clamp(max=beta)
+    return reduced(inside.square() / (2 * beta) + (d - inside) if beta > 0 else d, reduction)
+
+
+def huber_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0
+) -> Tensor:
+    """delta times the smooth_l1 loss of beta = delta."""
+    return delta * smooth_l1_loss(input, target, reduction, delta)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """-w (p t log sigmoid(x) + (1 - t) log sigmoid(-x))."""
+    x, t = input.double(), target.double()
+    positive = t if pos_weight is None else t * pos_weight.double()
+    log_sigmoid = torch.nn.functional.logsigmoid
+    loss = -(positive * log_sigmoid(x) + (1 - t) * log_sigmoid(-x))
+    return reduced(loss if weight is None else loss * weight.double(), reduction)
+
+
+def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+    """The rows of weight that input names; that of padding_idx is a constant."""
+    rows = weight.double()[input.long()]
+    if padding_idx is None:
+        return rows
+    is_padding = (input == padding_idx % len(weight)).unsqueeze(-1)
+    return torch.where(is_padding, rows.detach(), rows)
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """max(x, 0), whose derivative at 0 is 0; `inplace` is there for the callers."""
+    x = input.double()
+    return torch.where(x <= 0, torch.zeros_like(x), x)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """1 / (1 + exp(-x))."""
+    return 1 / (1 + torch.exp(-input.double()))
+
+
+def tanh(input: Tensor) -> Tensor:
+    """The hyperbolic tangent."""
+    return torch.tanh(input.double())
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """x times the normal distribution, or times a sigmoid near it."""
+    x = input.double()
+    if approximate == "tanh":
+        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
+        return x * ((1 + torch.tanh(inner)) / 2)
+    return x * (torch.erfc(-x * math.sqrt(0.5)) / 2)
+
+
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    """x / (1 + exp(-x))."""
+    x = input.double()
+    return x / (1 + torch.exp(-x))
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """x, or negative_slope x where x is not positive."""
+    x = input.double()
+    return torch.where(x > 0, x, x * negative_slope)
+
+
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """x, or alpha (exp(x) - 1) where x is not positive."""
+    x = input.double()
+    return torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0)))
 
 
 @dataclass

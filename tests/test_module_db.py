@@ -23,6 +23,7 @@ from torch.testing._internal.common_modules import (
     module_db,
 )
 
+ABSENT = {"Dropout"}  # from the database; tested in the file of its op
 MODULES = [info for info in module_db if info.module_cls.__name__ in fastdl.nn.__all__]
 
 all_modules = pytest.mark.parametrize("info", MODULES, ids=lambda info: info.name)
@@ -53,13 +54,14 @@ def run(module: nn.Module, input: ModuleInput) -> list[Any]:
     """The output and all gradients; raises what the module raises."""
     arguments = input.forward_input
     output = module(*arguments.args, **arguments.kwargs)
-    leaves = [t for t in (*arguments.args, *arguments.kwargs.values()) if isinstance(t, Tensor)]
+    tensors = [t for t in (*arguments.args, *arguments.kwargs.values()) if isinstance(t, Tensor)]
+    leaves = [t for t in tensors if t.requires_grad]
     grad = torch.linspace(0.5, 1.5, output.numel()).reshape(output.shape).to(output.dtype)
     return [output, *torch.autograd.grad(output, [*leaves, *module.parameters()], grad)]
 
 
 def test_every_module_is_in_the_database() -> None:
-    assert {info.module_cls.__name__ for info in MODULES} == set(fastdl.nn.__all__)
+    assert {info.module_cls.__name__ for info in MODULES} | ABSENT == set(fastdl.nn.__all__)
 
 
 @all_modules
@@ -77,7 +79,9 @@ def test_values_and_gradients_are_those_of_torch(
         arguments = input.forward_input
         for values in (arguments.args, arguments.kwargs.values()):
             assert all(isinstance(value, Tensor) for value in values)
-        doubled = FunctionInput(*(value.double() for value in arguments.args))
+        doubled = FunctionInput(
+            *(v.double() if v.is_floating_point() else v for v in arguments.args)
+        )
         exact = run(native.double(), ModuleInput(input.constructor_input, doubled))
         for number, triple in enumerate(zip(actual, expected, exact, strict=True)):
             assert_same_metadata(*triple[:2], f"{number} of {input.desc}")
@@ -99,7 +103,7 @@ def test_error_inputs_raise_what_torch_raises(info: ModuleInfo) -> None:
                     lambda: native(value),  # noqa: B023
                     f"{value!r}",
                 )
-                assert outcome.error is not None
+                assert outcome.error is not None or isinstance(value, Tensor)
         return
     for error in info.module_error_inputs_func(
         info, torch.get_default_device(), torch.float32, False, True

@@ -59,6 +59,45 @@ def layer_norm_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
     return samples
 
 
+def activation_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x = random_tensor((3, 5, 17), dtype, "transposed").requires_grad_(requires_grad)
+    return [(x, 0.3, kind) for kind in range(8)]
+
+
+def activation_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    x, grad = (random_tensor((3, 5, 17), dtype, layout) for layout in ("transposed", "sliced"))
+    return [(grad, x, 0.3, kind) for kind in range(8)]
+
+
+def dropout_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    return [
+        (random_tensor((3, 5, 17), dtype, layout).requires_grad_(requires_grad), 0.3, 7)
+        for layout in ("contiguous", "transposed")
+    ]
+
+
+def dropout_add_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x, other = (random_tensor((5, 2, 16), dtype).requires_grad_(requires_grad) for _ in range(2))
+    weight, bias = parameters(dtype, requires_grad)
+    return [
+        (x, other, [16], weight, bias, 0.3, 7, 1e-5),
+        (x, other, [2, 16], None, None, 0.0, 0, 1e-5),
+    ]
+
+
+def dropout_add_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples: list[tuple[Any, ...]] = []
+    for sample in dropout_add_samples(dtype, False):
+        _, total, statistics = OPS.dropout_add_layer_norm_forward(*sample)
+        _, _, shape, weight, bias, p, seed, _ = sample
+        grad, wanted = torch.randn_like(total), [True, True, weight is not None, bias is not None]
+        for grad_sum in (None, torch.randn_like(total)):
+            samples.append(
+                (grad, grad_sum, total, shape, weight, statistics, p, seed, wanted, dtype)
+            )
+    return samples
+
+
 def adam_samples(dtype: torch.dtype, amsgrad: bool = False) -> list[tuple[Any, ...]]:
     shapes = [(3, 5), (0,), (17,)]
     lists = [[random_tensor(shape, dtype).abs() for shape in shapes] for _ in range(5)]
@@ -70,6 +109,67 @@ def adam_samples(dtype: torch.dtype, amsgrad: bool = False) -> list[tuple[Any, .
         (*lists[:4], largest, steps, *options, False, False, None, None, None),
         (*lists[:4], largest, steps, *options, True, True, rate, scale, found),
     ]
+
+
+def loss_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    shapes = [(3, 16), (2, 3, 4), (), (0, 3)]
+    pairs = [
+        [random_tensor(shape, dtype).requires_grad_(requires_grad) for _ in range(2)]
+        for shape in shapes
+    ]
+    weight, pos_weight = random_tensor((16,), dtype).abs(), random_tensor((3, 1), dtype).abs()
+    plain = [
+        (*pair, None, None, reduction, kind, 0.5)
+        for pair in pairs
+        for reduction in range(3)
+        for kind in range(5)
+        if pair[0].numel() > 0 or reduction != 1
+    ]
+    weighted = [(*pairs[0], weight, pos_weight, reduction, 4, 0.0) for reduction in range(3)]
+    columns = [[tensor.detach().t().requires_grad_(requires_grad) for tensor in pairs[0]]]
+    return [*plain[::2], *weighted, *((*pair, None, None, 0, 0, 0.0) for pair in columns)]
+
+
+def loss_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = []
+    for number, sample in enumerate(loss_samples(dtype, False)):
+        grad = torch.randn_like(OPS.elementwise_loss(*sample))
+        wanted = [[True, True], [True, False], [False, True]][number % 3]
+        samples.append((grad, *sample, wanted))
+    return samples
+
+
+def embedding_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    weight = random_tensor((5, 16), dtype).requires_grad_(requires_grad)
+    return [
+        (weight, torch.tensor([[1, 4, 1], [0, 0, 2]]), -1),
+        (weight, torch.tensor([3, 2], dtype=torch.int32), 2),
+        (weight, torch.tensor(3), 3),
+        (weight, torch.zeros(2, 0, dtype=torch.int64), -1),
+    ]
+
+
+def embedding_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [
+        (torch.randn_like(OPS.embedding(*sample)), sample[1], 5, sample[2])
+        for sample in embedding_samples(dtype, False)
+    ]
+
+
+def optimizer_samples(
+    dtype: torch.dtype, states: int, options: tuple[Any, ...], counted: bool = True
+) -> list[tuple[Any, ...]]:
+    shapes = [(3, 5), (0,), (17,)]
+    lists = [[random_tensor(shape, dtype).abs() for shape in shapes] for _ in range(2 + states)]
+    if counted:
+        lists.append([torch.tensor(float(step)) for step in range(3)])
+    scalars = (torch.tensor(1e-3), torch.tensor(4.0), torch.tensor(0.0), torch.tensor(0.5))
+    return [(*lists, *options, None, None, None), (*lists, *options, *scalars)]
+
+
+def grad_norm_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    grads = [random_tensor(shape, dtype) for shape in [(3, 5), (0,), (17,)]]
+    return [(grads, 0.5), (grads, 0.5, torch.tensor(4.0)), (grads[1:2], 1.0)]
 
 
 def test_every_registered_op_is_checked_here() -> None:
@@ -85,6 +185,22 @@ def test_every_registered_op_is_checked_here() -> None:
         "layer_norm_forward",
         "layer_norm_backward",
         "adam_",
+        "elementwise_loss",
+        "elementwise_loss_backward",
+        "embedding",
+        "embedding_backward",
+        "sgd_",
+        "adagrad_",
+        "rmsprop_",
+        "activation",
+        "activation_",
+        "activation_backward",
+        "dropout",
+        "dropout_add_layer_norm",
+        "dropout_add_layer_norm_forward",
+        "dropout_add_layer_norm_backward",
+        "grad_norm",
+        "scale_grads_",
     }
 
 
@@ -92,8 +208,15 @@ def test_every_registered_op_is_checked_here() -> None:
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize(
     ("name", "samples"),
-    [("softmax", softmax_samples), ("layer_norm", layer_norm_samples)],
-    ids=["softmax", "layer_norm"],
+    [
+        ("softmax", softmax_samples),
+        ("layer_norm", layer_norm_samples),
+        ("elementwise_loss", loss_samples),
+        ("embedding", embedding_samples),
+        ("activation", activation_samples),
+        ("dropout", dropout_samples),
+        ("dropout_add_layer_norm", dropout_add_samples),
+    ],
 )
 def test_opcheck_of_forward_ops(
     name: str,
@@ -114,8 +237,21 @@ def test_opcheck_of_forward_ops(
         ("layer_norm_backward", layer_norm_backward_samples),
         ("adam_", adam_samples),
         ("adam_", lambda dtype: adam_samples(dtype, amsgrad=True)),
+        ("elementwise_loss_backward", loss_backward_samples),
+        ("embedding_backward", embedding_backward_samples),
+        ("activation_", lambda dtype: activation_samples(dtype, False)),
+        ("activation_backward", activation_backward_samples),
+        ("dropout_add_layer_norm_forward", lambda dtype: dropout_add_samples(dtype, False)),
+        ("dropout_add_layer_norm_backward", dropout_add_backward_samples),
+        (
+            "sgd_",
+            lambda d: optimizer_samples(d, 1, (0.1, 0.9, 0.1, 0.1, False, True, False), False),
+        ),
+        ("adagrad_", lambda d: optimizer_samples(d, 1, (0.1, 0.1, 0.1, 1e-8, True))),
+        ("rmsprop_", lambda d: optimizer_samples(d, 3, (0.1, 0.9, 0.1, 1e-3, 0.9, True))),
+        ("grad_norm", grad_norm_samples),
+        ("scale_grads_", lambda d: [(grad_norm_samples(d)[0][0], torch.tensor(0.5).double())]),
     ],
-    ids=["softmax_backward", "layer_norm_forward", "layer_norm_backward", "adam_", "adam_amsgrad"],
 )
 def test_opcheck_of_other_ops(
     name: str, samples: Callable[[torch.dtype], list[tuple[Any, ...]]], dtype: torch.dtype
@@ -132,6 +268,22 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
         *((OPS.layer_norm, sample) for sample in layer_norm_samples(dtype, False)),
         *((OPS.layer_norm_forward, sample) for sample in layer_norm_samples(dtype, False)),
         *((OPS.layer_norm_backward, sample) for sample in layer_norm_backward_samples(dtype)),
+        *((OPS.elementwise_loss, sample) for sample in loss_samples(dtype, False)),
+        *((OPS.elementwise_loss_backward, sample) for sample in loss_backward_samples(dtype)),
+        *((OPS.embedding, sample) for sample in embedding_samples(dtype, False)),
+        *((OPS.embedding_backward, sample) for sample in embedding_backward_samples(dtype)),
+        *((OPS.activation, sample) for sample in activation_samples(dtype, False)),
+        *((OPS.activation_backward, sample) for sample in activation_backward_samples(dtype)),
+        *((OPS.dropout, sample) for sample in dropout_samples(dtype, False)),
+        *((OPS.dropout_add_layer_norm, sample) for sample in dropout_add_samples(dtype, False)),
+        *(
+            (OPS.dropout_add_layer_norm_forward, sample)
+            for sample in dropout_add_samples(dtype, False)
+        ),
+        *(
+            (OPS.dropout_add_layer_norm_backward, sample)
+            for sample in dropout_add_backward_samples(dtype)
+        ),
     ]
     for op, sample in calls:
         meta = [v.to("meta") if isinstance(v, Tensor) else v for v in sample]
@@ -153,6 +305,31 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
         (lambda x: OPS.layer_norm(x, [5], None, None, 1e-5, 0), "normalized_shape"),
         (lambda x: OPS.layer_norm(x, [4], torch.ones(3), None, 1e-5, 0), "shape"),
         (lambda x: OPS.layer_norm(x.int(), [4], None, None, 1e-5, 0), "no kernel"),
+        (lambda x: OPS.elementwise_loss(x, x[:2], None, None, 1, 0, 0.0), "shape"),
+        (lambda x: OPS.elementwise_loss(x, x.double(), None, None, 1, 0, 0.0), "dtype"),
+        (lambda x: OPS.elementwise_loss(x, x, x, None, 1, 0, 0.0), "weights"),
+        (lambda x: OPS.elementwise_loss(x, x, None, None, 3, 0, 0.0), "reduction must be"),
+        (lambda x: OPS.elementwise_loss(x, x, None, None, 1, 5, 0.0), "kind must be"),
+        (lambda x: OPS.elementwise_loss(x.int(), x.int(), None, None, 1, 0, 0.0), "no kernel"),
+        (
+            lambda x: OPS.elementwise_loss_backward(x, x, x, None, None, 1, 0, 0.0, [True] * 2)[0],
+            "grad_output",
+        ),
+        (lambda x: OPS.embedding(x, torch.tensor([3]), -1), "index out of range"),
+        (lambda x: OPS.embedding(x, torch.tensor([-1]), -1), "index out of range"),
+        (lambda x: OPS.embedding(x, torch.tensor([1.0]), -1), "int64 or int32"),
+        (lambda x: OPS.embedding(x.t(), torch.tensor([1]), -1), "contiguous rows"),
+        (lambda x: OPS.embedding_backward(x, torch.tensor([0, 1, 3]), 3, -1), "out of range"),
+        (lambda x: OPS.embedding_backward(x, torch.tensor([0, 1]), 3, -1), "grad_output"),
+        (lambda x: OPS.activation(x, 0.0, 8), "kind must be"),
+        (lambda x: OPS.activation(x.int(), 0.0, 0), "no kernel"),
+        (lambda x: OPS.activation_(x[:, ::2], 0.0, 0), "gaps"),
+        (lambda x: OPS.activation_(x.requires_grad_(), 0.0, 0), "no gradient"),
+        (lambda x: OPS.activation_backward(x[:2], x, 0.0, 0), "shape"),
+        (lambda x: OPS.dropout(x, 1.0, 0), "p must be"),
+        (lambda x: OPS.dropout(x.int(), 0.5, 0), "no kernel"),
+        (lambda x: OPS.dropout_add_layer_norm(x, x[:2], [4], None, None, 0, 0, 1e-5), "residual"),
+        (lambda x: OPS.dropout_add_layer_norm(x, x, [4], None, None, 1, 0, 1e-5), "p must be"),
     ],
 )
 def test_wrong_arguments_are_an_error_and_not_a_crash(

@@ -7,11 +7,17 @@
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "adam/adam_torch.h"
+#include "activation/activation_torch.h"
 #include "common/cpu_isa.h"
 #include "common/device_cuda.h"
 #include "common/parallel.h"
+#include "dropout/dropout_torch.h"
+#include "elementwise_loss/elementwise_loss_torch.h"
+#include "embedding/embedding_torch.h"
+#include "layer_norm/dropout_add_layer_norm_torch.h"
 #include "layer_norm/layer_norm_torch.h"
+#include "optimizer/grad_norm_torch.h"
+#include "optimizer/optimizer_ops_torch.h"
 #include "softmax/softmax_torch.h"
 #include "torch/hand_over.h"
 
@@ -92,6 +98,7 @@ struct type_caster<fastdl::Integers> {
 
 namespace {
 
+using fastdl::ActivationKind;
 using fastdl::SoftmaxKind;
 
 // Binds `function` under `name`, with the catch-all overload that hands over.
@@ -108,6 +115,22 @@ template <SoftmaxKind kind>
 std::optional<at::Tensor> softmax_of(const fastdl::PlainTensor& input, fastdl::Integer dim,
                                      std::optional<at::ScalarType> dtype) {
   return fastdl::softmax(input, dim, dtype, kind);
+}
+
+template <ActivationKind kind>
+std::optional<at::Tensor> activation_of(const fastdl::PlainTensor& input) {
+  return fastdl::activation(input, 0, /*inplace=*/false, kind);
+}
+
+template <ActivationKind kind>
+std::optional<at::Tensor> activation_in_place_of(const fastdl::PlainTensor& input, bool inplace) {
+  return fastdl::activation(input, 0, inplace, kind);
+}
+
+template <ActivationKind kind>
+std::optional<at::Tensor> activation_with_parameter(const fastdl::PlainTensor& input,
+                                                    fastdl::Number parameter, bool inplace) {
+  return fastdl::activation(input, parameter, inplace, kind);
 }
 
 void torch_parallel_for_pool(int64_t begin, int64_t end, int64_t grain, fastdl::RangeBody body,
@@ -133,7 +156,27 @@ PYBIND11_MODULE(_C, module) {
   bind_op(module, "softmin", softmax_of<SoftmaxKind::kSoftmin>);
   bind_op(module, "layer_norm", fastdl::layer_norm);
   bind_op(module, "rms_norm", fastdl::rms_norm);
+  bind_op(module, "mse_loss", fastdl::mse_loss);
+  bind_op(module, "l1_loss", fastdl::l1_loss);
+  bind_op(module, "smooth_l1_loss", fastdl::smooth_l1_loss);
+  bind_op(module, "huber_loss", fastdl::huber_loss);
+  bind_op(module, "binary_cross_entropy_with_logits", fastdl::binary_cross_entropy_with_logits);
+  bind_op(module, "embedding", fastdl::embedding);
+  bind_op(module, "relu", activation_in_place_of<ActivationKind::kRelu>);
+  bind_op(module, "sigmoid", activation_of<ActivationKind::kSigmoid>);
+  bind_op(module, "tanh", activation_of<ActivationKind::kTanh>);
+  bind_op(module, "gelu", fastdl::gelu);
+  bind_op(module, "silu", activation_in_place_of<ActivationKind::kSilu>);
+  bind_op(module, "leaky_relu", activation_with_parameter<ActivationKind::kLeakyRelu>);
+  bind_op(module, "elu", activation_with_parameter<ActivationKind::kElu>);
+  bind_op(module, "dropout", fastdl::dropout_in_training);
+  bind_op(module, "dropout_add_layer_norm", fastdl::dropout_add_layer_norm);
   bind_op(module, "adam_step", fastdl::adam_step_all);
+  bind_op(module, "sgd_step", fastdl::sgd_step_all);
+  bind_op(module, "adagrad_step", fastdl::adagrad_step_all);
+  bind_op(module, "rmsprop_step", fastdl::rmsprop_step_all);
+  bind_op(module, "grad_norm", fastdl::grad_norm_of);
+  bind_op(module, "scale_grads", fastdl::scale_all_grads);
 
   module.def("hand_over", torch::wrap_pybind_function(fastdl::hand_over));
   module.def("hand_overs", torch::wrap_pybind_function(fastdl::hand_overs));

@@ -6,8 +6,14 @@
 #include <string>
 #include <vector>
 
-#include "adam/adam.h"
+#include "activation/activation.h"
+#include "dropout/dropout.h"
+#include "elementwise_loss/elementwise_loss.h"
+#include "embedding/embedding.h"
+#include "layer_norm/dropout_add_layer_norm.h"
 #include "layer_norm/layer_norm.h"
+#include "optimizer/grad_norm.h"
+#include "optimizer/optimizer.h"
 #include "softmax/softmax.h"
 
 namespace fastdl::testing {
@@ -20,6 +26,21 @@ struct Backend {
   void (*norm_forward)(NormForwardArgs);
   void (*norm_backward)(NormBackwardArgs);
   void (*adam_step)(AdamStepArgs);
+  void (*elementwise_loss_forward)(ElementwiseLossForwardArgs);
+  void (*elementwise_loss_backward)(ElementwiseLossBackwardArgs);
+  void (*embedding_forward)(EmbeddingForwardArgs);
+  void (*embedding_backward)(EmbeddingBackwardArgs);
+  void (*adam_step)(StepArgs, Adam);
+  void (*sgd_step)(StepArgs, Sgd);
+  void (*adagrad_step)(StepArgs, Adagrad);
+  void (*rmsprop_step)(StepArgs, RmsProp);
+  void (*activation_forward)(ActivationForwardArgs);
+  void (*activation_backward)(ActivationBackwardArgs);
+  void (*dropout)(DropoutArgs);
+  void (*dropout_add_norm_forward)(DropoutAddNormForwardArgs);
+  void (*dropout_add_norm_backward)(DropoutAddNormBackwardArgs);
+  void (*grad_norm)(GradNormArgs);
+  void (*scale_grads)(const GradTensor*, int64_t, const double*);
   void (*select)();  // makes it the one that the functions run on
 };
 
