@@ -80,6 +80,7 @@ target_link_libraries(fastdl_emulated_kernel_tests PRIVATE
   fastdl_emulated_kernels fastdl_cuda_emulator)
 
 add_extension(_C_emulated "${cpu_kernel_targets}")
+target_precompile_headers(_C_emulated REUSE_FROM _C)
 target_include_directories(_C_emulated BEFORE PRIVATE ${cuda_emulator}/include ${cuda_emulator})
 target_link_libraries(_C_emulated PRIVATE fastdl_emulated_kernels fastdl_cuda_emulator)
 set_target_properties(_C_emulated PROPERTIES EXCLUDE_FROM_ALL ON

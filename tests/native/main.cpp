@@ -48,6 +48,10 @@ Backend backend_of() {
   std::vector<Backend> instruction_sets() {
     std::vector<Backend> all = {backend_of<CpuIsa::kDefault>()};
 #if defined(__x86_64__)
+  if (cpu_isa() >= CpuIsa::kAvx2) all.push_back(backend_of<CpuIsa::kAvx2>());
+#endif
+#if defined(FASTDL_WITH_AVX512)
+  if (cpu_isa() >= CpuIsa::kAvx512) all.push_back(backend_of<CpuIsa::kAvx512>());
     if (cpu_isa() >= CpuIsa::kAvx2) all.push_back(backend_of<CpuIsa::kAvx2>());
     if (cpu_isa() >= CpuIsa::kAvx512) all.push_back(backend_of<CpuIsa::kAvx512>());
 #endif
