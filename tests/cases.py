@@ -48,6 +48,13 @@ def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]
 
 
+def running_statistics(like: Tensor) -> tuple[Tensor, Tensor]:
+    """A mean and a variance of each channel that has an element in `like`, of its dtype."""
+    count = like.shape[-1]
+    mean = torch.linspace(-0.5, 0.5, count, dtype=like.dtype)
+    return mean, torch.linspace(0.5, 2, count, dtype=like.dtype)
+
+
 CASES = (
     FunctionCase("softmax", lambda m, x: m.softmax(x, dim=-1)),
     FunctionCase("softmax_columns", lambda m, x: m.softmax(x, dim=0), (7, COLS)),
@@ -71,6 +78,26 @@ CASES = (
         parameter_shapes=((COLS,),),
     ),
     FunctionCase("rms_norm_plain", lambda m, x: m.rms_norm(x, (5, COLS), eps=1e-6)),
+    FunctionCase(
+        "batch_norm",
+        lambda m, x, w, b: m.batch_norm(x, None, None, w, b, True),
+        (5, 5, COLS),
+        parameter_shapes=((5,), (5,)),
+    ),
+    FunctionCase("batch_norm_plain", lambda m, x: m.batch_norm(x, None, None, training=True)),
+    FunctionCase(
+        "batch_norm_evaluation",
+        lambda m, x, w, b: m.batch_norm(x, *running_statistics(w), w, b),
+        (5, 5, COLS),
+        parameter_shapes=((5,), (5,)),
+    ),
+    FunctionCase(
+        "group_norm",
+        lambda m, x, w, b: m.group_norm(x, 3, w, b),
+        (6, 6, COLS),
+        parameter_shapes=((6,), (6,)),
+    ),
+    FunctionCase("group_norm_plain", lambda m, x: m.group_norm(x, 1)),
 )
 
 

@@ -59,7 +59,8 @@ def run(module: nn.Module, input: ModuleInput) -> list[Any]:
 
 
 def test_every_module_is_in_the_database() -> None:
-    assert {info.module_cls.__name__ for info in MODULES} == set(fastdl.nn.__all__)
+    # test_convert_sequential.py has what is no computation of its own.
+    assert {info.module_cls.__name__ for info in MODULES} == set(fastdl.nn.__all__) - {"Sequential"}
 
 
 @all_modules

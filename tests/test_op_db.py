@@ -34,7 +34,8 @@ def native(op: OpInfo) -> Any:
 
 def test_every_function_is_in_the_database() -> None:
     names = {op.name.removeprefix("nn.functional.") for op in OPS}
-    assert names == set(fastdl.functional.__all__)
+    # test_batch_norm.py has what torch has no function for.
+    assert names == set(fastdl.functional.__all__) - {"batch_norm_relu"}
 
 
 def in_float64(value: Any) -> Any:

@@ -59,6 +59,47 @@ def layer_norm_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
     return samples
 
 
+def batch_norm_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x, residual = (random_tensor((5, 3, 4), dtype).requires_grad_(requires_grad) for _ in range(2))
+    weight, bias = (random_tensor((3,), dtype).requires_grad_(requires_grad) for _ in range(2))
+    mean, var = torch.zeros(3, dtype=dtype), torch.ones(3, dtype=dtype)
+    images = random_tensor((2, 3, 4, 5), dtype, "channels_last").requires_grad_(requires_grad)
+    return [
+        (x, None, weight, bias, mean, var, True, 0.1, 1e-5, False),
+        (x, residual, weight, bias, mean, var, False, 0.1, 1e-5, True),
+        (images, None, None, None, None, None, True, 0.1, 1e-5, True),
+    ]
+
+
+def batch_norm_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = []
+    for sample in batch_norm_samples(dtype, False):
+        x, residual, weight, bias, _, _, training, _, _, relu = sample
+        output, statistics = OPS.batch_norm_forward(*sample)
+        activated = None if residual is None else output
+        for wanted in ([True] * 4, [False, True, False, False]):
+            samples.append((torch.randn_like(x), x, activated, weight, bias, statistics, wanted,
+                            dtype, training, relu))  # fmt: skip
+    return samples
+
+
+def group_norm_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x = random_tensor((5, 6, 4), dtype).requires_grad_(requires_grad)
+    weight, bias = (random_tensor((6,), dtype).requires_grad_(requires_grad) for _ in range(2))
+    images = random_tensor((2, 6, 4, 5), dtype, "channels_last").requires_grad_(requires_grad)
+    return [(x, 3, weight, bias, 1e-5), (x, 2, None, bias, 1e-5), (images, 1, None, None, 1e-5)]
+
+
+def group_norm_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = []
+    for sample in group_norm_samples(dtype, False):
+        x, groups, weight, *_ = sample
+        _, statistics = OPS.group_norm_forward(*sample)
+        for wanted in ([True] * 3, [False, True, False]):
+            samples.append((torch.randn_like(x), x, groups, weight, statistics, wanted, dtype))
+    return samples
+
+
 def adam_samples(dtype: torch.dtype, amsgrad: bool = False) -> list[tuple[Any, ...]]:
     shapes = [(3, 5), (0,), (17,)]
     lists = [[random_tensor(shape, dtype).abs() for shape in shapes] for _ in range(5)]
@@ -85,6 +126,12 @@ def test_every_registered_op_is_checked_here() -> None:
         "layer_norm_forward",
         "layer_norm_backward",
         "adam_",
+        "batch_norm",
+        "batch_norm_forward",
+        "batch_norm_backward",
+        "group_norm",
+        "group_norm_forward",
+        "group_norm_backward",
     }
 
 
@@ -92,8 +139,13 @@ def test_every_registered_op_is_checked_here() -> None:
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize(
     ("name", "samples"),
-    [("softmax", softmax_samples), ("layer_norm", layer_norm_samples)],
-    ids=["softmax", "layer_norm"],
+    [
+        ("softmax", softmax_samples),
+        ("layer_norm", layer_norm_samples),
+        ("batch_norm", batch_norm_samples),
+        ("group_norm", group_norm_samples),
+    ],
+    ids=["softmax", "layer_norm", "batch_norm", "group_norm"],
 )
 def test_opcheck_of_forward_ops(
     name: str,
@@ -114,8 +166,22 @@ def test_opcheck_of_forward_ops(
         ("layer_norm_backward", layer_norm_backward_samples),
         ("adam_", adam_samples),
         ("adam_", lambda dtype: adam_samples(dtype, amsgrad=True)),
+        ("batch_norm_forward", lambda dtype: batch_norm_samples(dtype, False)),
+        ("batch_norm_backward", batch_norm_backward_samples),
+        ("group_norm_forward", lambda dtype: group_norm_samples(dtype, False)),
+        ("group_norm_backward", group_norm_backward_samples),
     ],
-    ids=["softmax_backward", "layer_norm_forward", "layer_norm_backward", "adam_", "adam_amsgrad"],
+    ids=[
+        "softmax_backward",
+        "layer_norm_forward",
+        "layer_norm_backward",
+        "adam_",
+        "adam_amsgrad",
+        "batch_norm_forward",
+        "batch_norm_backward",
+        "group_norm_forward",
+        "group_norm_backward",
+    ],
 )
 def test_opcheck_of_other_ops(
     name: str, samples: Callable[[torch.dtype], list[tuple[Any, ...]]], dtype: torch.dtype
@@ -132,6 +198,12 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
         *((OPS.layer_norm, sample) for sample in layer_norm_samples(dtype, False)),
         *((OPS.layer_norm_forward, sample) for sample in layer_norm_samples(dtype, False)),
         *((OPS.layer_norm_backward, sample) for sample in layer_norm_backward_samples(dtype)),
+        *((OPS.batch_norm, sample) for sample in batch_norm_samples(dtype, False)),
+        *((OPS.batch_norm_forward, sample) for sample in batch_norm_samples(dtype, False)),
+        *((OPS.batch_norm_backward, sample) for sample in batch_norm_backward_samples(dtype)),
+        *((OPS.group_norm, sample) for sample in group_norm_samples(dtype, False)),
+        *((OPS.group_norm_forward, sample) for sample in group_norm_samples(dtype, False)),
+        *((OPS.group_norm_backward, sample) for sample in group_norm_backward_samples(dtype)),
     ]
     for op, sample in calls:
         meta = [v.to("meta") if isinstance(v, Tensor) else v for v in sample]

@@ -8,9 +8,11 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "adam/adam_torch.h"
+#include "batch_norm/batch_norm_torch.h"
 #include "common/cpu_isa.h"
 #include "common/device_cuda.h"
 #include "common/parallel.h"
+#include "group_norm/group_norm_torch.h"
 #include "layer_norm/layer_norm_torch.h"
 #include "softmax/softmax_torch.h"
 #include "torch/hand_over.h"
@@ -134,6 +136,9 @@ PYBIND11_MODULE(_C, module) {
   bind_op(module, "layer_norm", fastdl::layer_norm);
   bind_op(module, "rms_norm", fastdl::rms_norm);
   bind_op(module, "adam_step", fastdl::adam_step_all);
+  bind_op(module, "batch_norm", fastdl::batch_norm);
+  bind_op(module, "batch_norm_relu", fastdl::batch_norm_relu);
+  bind_op(module, "group_norm", fastdl::group_norm);
 
   module.def("hand_over", torch::wrap_pybind_function(fastdl::hand_over));
   module.def("hand_overs", torch::wrap_pybind_function(fastdl::hand_overs));

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "adam/adam.h"
+#include "batch_norm/batch_norm.h"
+#include "group_norm/group_norm.h"
 #include "layer_norm/layer_norm.h"
 #include "softmax/softmax.h"
 
@@ -20,6 +22,10 @@ struct Backend {
   void (*norm_forward)(NormForwardArgs);
   void (*norm_backward)(NormBackwardArgs);
   void (*adam_step)(AdamStepArgs);
+  void (*batch_norm_forward)(BatchNormForwardArgs);
+  void (*batch_norm_backward)(BatchNormBackwardArgs);
+  void (*group_norm_forward)(GroupNormForwardArgs);
+  void (*group_norm_backward)(GroupNormBackwardArgs);
   void (*select)();  // makes it the one that the functions run on
 };
 

@@ -18,6 +18,10 @@ Backend backend_of() {
           [](NormForwardArgs args) { norm_forward<isa>(args); },
           [](NormBackwardArgs args) { norm_backward<isa>(args); },
           [](AdamStepArgs args) { adam_step<isa>(args); },
+          [](BatchNormForwardArgs args) { batch_norm_forward<isa>(args); },
+          [](BatchNormBackwardArgs args) { batch_norm_backward<isa>(args); },
+          [](GroupNormForwardArgs args) { group_norm_forward<isa>(args); },
+          [](GroupNormBackwardArgs args) { group_norm_backward<isa>(args); },
           [] {}};
 }
 
@@ -51,6 +55,8 @@ int main() {
   test_softmax();
   test_layer_norm();
   test_adam();
+  test_batch_norm();
+  test_group_norm();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

@@ -6,6 +6,8 @@ namespace fastdl::testing {
 void test_softmax();
 void test_layer_norm();
 void test_adam();
+void test_batch_norm();
+void test_group_norm();
 void test_parallel();
 void test_row_plan();
 
