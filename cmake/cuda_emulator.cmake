@@ -66,10 +66,12 @@ target_link_libraries(fastdl_cuda_emulator_tests PRIVATE
 add_executable(fastdl_emulated_kernel_tests EXCLUDE_FROM_ALL
   ${cuda_emulator}/kernels_main.cpp
   tests/native/test_activation.cpp
+  tests/native/test_batch_norm.cpp
   tests/native/test_dropout_add_layer_norm.cpp
   tests/native/test_elementwise_loss.cpp
   tests/native/test_embedding.cpp
   tests/native/test_grad_norm.cpp
+  tests/native/test_group_norm.cpp
   tests/native/test_layer_norm.cpp
   tests/native/test_optimizer.cpp
   tests/native/test_softmax.cpp)

@@ -153,6 +153,30 @@ def grad_norm(
     grads: list[Tensor], max_norm: float, grad_scale: Tensor | None
 ) -> tuple[Tensor, Tensor] | None: ...
 def scale_grads(grads: list[Tensor], coefficient: Tensor) -> None: ...
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor | None: ...
+def batch_norm_relu(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    residual: Tensor | None,
+) -> Tensor | None: ...
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor | None: ...
 def hand_over(op: str, reason: str) -> None: ...
 def hand_overs() -> list[tuple[str, str, int]]: ...
 def reset_hand_overs() -> None: ...

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from fastdl import _C, nn
+from fastdl.ops.sequential import BATCH_NORMS, relus_after_batch_norms
 
 ModuleType = TypeVar("ModuleType", bound=torch.nn.Module)
 FilterFunction = Callable[[torch.nn.Module, str], bool]
@@ -27,7 +28,8 @@ def convert(model: ModuleType, filter_fn: FilterFunction | None = None) -> Modul
 
     Modules whose type is exactly a known ``torch.nn`` class change their ``__class__`` and nothing
     else: parameters, buffers, hooks, names, ``state_dict`` and ``isinstance`` stay as they are.
-    Subclasses are left alone, as their authors may rely on what they override.
+    Subclasses are left alone, as their authors may rely on what they override. A Sequential is
+    converted when it has a converted BatchNorm with a ReLU behind it: it runs both in one pass.
 
     Args:
         model: any module; may itself be of a supported type.
@@ -35,10 +37,19 @@ def convert(model: ModuleType, filter_fn: FilterFunction | None = None) -> Modul
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"convert() expects a torch.nn.Module, got {type(model).__name__}")
+    sequentials = []
     for name, module in model.named_modules():
         twin = _TWINS.get(type(module))
         if twin is not None and (filter_fn is None or filter_fn(module, name)):
-            module.__class__ = twin
+            if type(module) is torch.nn.Sequential:
+                sequentials.append((name, module))
+            else:
+                module.__class__ = twin
+    for name, sequential in sequentials:
+        relus = relus_after_batch_norms(sequential, BATCH_NORMS)
+        prefix = f"{name}." if name else ""
+        if relus and all(filter_fn is None or filter_fn(r, prefix + key) for key, r in relus):
+            sequential.__class__ = nn.Sequential
     return model
 
 
@@ -81,12 +92,21 @@ class Report:
 
 
 def _reason_kept(module: torch.nn.Module) -> str:
+    if isinstance(module, torch.nn.SyncBatchNorm):
+        return "its statistics are those of all processes, which no fastdl kernel exchanges"
     if type(module) in _TWINS:
         return "not converted"
     for original in _TWINS:
         if isinstance(module, original):
             return f"a subclass of {original.__name__}: only that exact type is converted"
     return "no fastdl module of this type"
+
+
+def _is_listed(module: torch.nn.Module) -> bool:
+    """Whether a module that was kept computes something, or could have been converted."""
+    if isinstance(module, torch.nn.Sequential) and any(module.children()):
+        return type(module) is torch.nn.Sequential and bool(relus_after_batch_norms(module))
+    return isinstance(module, tuple(_TWINS)) or not any(module.children())
 
 
 def report(model: torch.nn.Module | None = None) -> Report:
@@ -101,7 +121,7 @@ def report(model: torch.nn.Module | None = None) -> Report:
         kind = type(module).__name__
         if isinstance(module, tuple(_ORIGINALS)):
             result.replaced.append((name, kind))
-        elif isinstance(module, tuple(_TWINS)) or not any(module.children()):
+        elif _is_listed(module):
             result.kept.append((name, kind, _reason_kept(module)))
     return result
 

@@ -1,6 +1,7 @@
 """Index of functions, with the names and signatures of ``torch.nn.functional``."""
 
 from fastdl.ops.activation import elu, gelu, leaky_relu, relu, sigmoid, silu, tanh
+from fastdl.ops.batch_norm import batch_norm, batch_norm_relu
 from fastdl.ops.dropout import dropout
 from fastdl.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from fastdl.ops.elementwise_loss import (
@@ -11,16 +12,20 @@ from fastdl.ops.elementwise_loss import (
     smooth_l1_loss,
 )
 from fastdl.ops.embedding import embedding
+from fastdl.ops.group_norm import group_norm
 from fastdl.ops.layer_norm import layer_norm, rms_norm
 from fastdl.ops.softmax import log_softmax, softmax, softmin
 
 __all__ = [
+    "batch_norm",
+    "batch_norm_relu",
     "binary_cross_entropy_with_logits",
     "dropout",
     "dropout_add_layer_norm",
     "elu",
     "embedding",
     "gelu",
+    "group_norm",
     "huber_loss",
     "l1_loss",
     "layer_norm",

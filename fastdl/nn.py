@@ -1,18 +1,25 @@
 """Index of modules: each subclasses the ``torch.nn`` class of the same name."""
 
 from fastdl.ops.activation import ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
+from fastdl.ops.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastdl.ops.dropout import Dropout
 from fastdl.ops.elementwise_loss import BCEWithLogitsLoss, HuberLoss, L1Loss, MSELoss, SmoothL1Loss
 from fastdl.ops.embedding import Embedding
+from fastdl.ops.group_norm import GroupNorm
 from fastdl.ops.layer_norm import LayerNorm, RMSNorm
+from fastdl.ops.sequential import Sequential
 from fastdl.ops.softmax import LogSoftmax, Softmax, Softmin
 
 __all__ = [
     "ELU",
     "GELU",
     "BCEWithLogitsLoss",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
     "Dropout",
     "Embedding",
+    "GroupNorm",
     "HuberLoss",
     "L1Loss",
     "LayerNorm",
@@ -21,6 +28,7 @@ __all__ = [
     "MSELoss",
     "RMSNorm",
     "ReLU",
+    "Sequential",
     "SiLU",
     "Sigmoid",
     "SmoothL1Loss",

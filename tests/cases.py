@@ -53,6 +53,13 @@ def rows_of(x: Tensor) -> Tensor:
     return torch.ones_like(x[:, 0], dtype=torch.int64).cumsum(0).remainder(5)
 
 
+def running_statistics(like: Tensor) -> tuple[Tensor, Tensor]:
+    """A mean and a variance of each channel that has an element in `like`, of its dtype."""
+    count = like.shape[-1]
+    mean = torch.linspace(-0.5, 0.5, count, dtype=like.dtype)
+    return mean, torch.linspace(0.5, 2, count, dtype=like.dtype)
+
+
 CASES = (
     FunctionCase("softmax", lambda m, x: m.softmax(x, dim=-1)),
     FunctionCase("softmax_columns", lambda m, x: m.softmax(x, dim=0), (7, COLS)),
@@ -102,6 +109,26 @@ CASES = (
     FunctionCase("sigmoid", lambda m, x: m.sigmoid(x)),
     FunctionCase("gelu", lambda m, x: m.gelu(x)),
     FunctionCase("elu", lambda m, x: m.elu(x, 0.7)),
+    FunctionCase(
+        "batch_norm",
+        lambda m, x, w, b: m.batch_norm(x, None, None, w, b, True),
+        (5, 5, COLS),
+        parameter_shapes=((5,), (5,)),
+    ),
+    FunctionCase("batch_norm_plain", lambda m, x: m.batch_norm(x, None, None, training=True)),
+    FunctionCase(
+        "batch_norm_evaluation",
+        lambda m, x, w, b: m.batch_norm(x, *running_statistics(w), w, b),
+        (5, 5, COLS),
+        parameter_shapes=((5,), (5,)),
+    ),
+    FunctionCase(
+        "group_norm",
+        lambda m, x, w, b: m.group_norm(x, 3, w, b),
+        (6, 6, COLS),
+        parameter_shapes=((6,), (6,)),
+    ),
+    FunctionCase("group_norm_plain", lambda m, x: m.group_norm(x, 1)),
 )
 
 

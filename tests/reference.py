@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,6 +167,60 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """x, or alpha (exp(x) - 1) where x is not positive."""
     x = input.double()
     return torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0)))
+
+
+def of_channels(values: Tensor, like: Tensor) -> Tensor:
+    """One number a channel, the second dimension of `like`, in float64."""
+    return values.double().reshape(1, -1, *[1] * (like.dim() - 2))
+
+
+def scaled(normalised: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Times the weight and plus the bias of each channel."""
+    if weight is not None:
+        normalised = normalised * of_channels(weight, normalised)
+    return normalised if bias is None else normalised + of_channels(bias, normalised)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias of channels; moves no statistics."""
+    x = input.double()
+    if training:
+        dims = [0, *range(2, x.dim())]
+        centered = x - x.mean(dims, keepdim=True)
+        var = centered.square().mean(dims, keepdim=True)
+    else:
+        assert running_mean is not None and running_var is not None
+        centered, var = x - of_channels(running_mean, x), of_channels(running_var, x)
+    return scaled(centered / torch.sqrt(var + eps), weight, bias)
+
+
+def batch_norm_relu(input: Tensor, *args: Any, residual: Tensor | None = None) -> Tensor:
+    """relu(batch_norm + residual)."""
+    output = batch_norm(input, *args)
+    return torch.relu(output if residual is None else output + residual.double())
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias, each sample's groups of channels by itself."""
+    x = input.double().reshape(input.shape[0], num_groups, -1)
+    centered = x - x.mean(-1, keepdim=True)
+    normalised = centered / torch.sqrt(centered.square().mean(-1, keepdim=True) + eps)
+    return scaled(normalised.reshape(input.shape), weight, bias)
 
 
 @dataclass

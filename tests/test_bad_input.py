@@ -15,7 +15,7 @@ import fastdl
 from tests.outcome import Outcome, assert_same_outcome
 
 SOFTMAX_FAMILY = ("softmax", "log_softmax", "softmin")
-OWN = ("dropout_add_layer_norm",)  # torch has no such function
+OWN = ("batch_norm_relu", "dropout_add_layer_norm")  # torch has no such functions
 X = torch.linspace(-2, 2, 24).reshape(2, 3, 4)
 
 all_softmax = pytest.mark.parametrize("function", SOFTMAX_FAMILY)

@@ -54,7 +54,16 @@ def types(model: nn.Module) -> dict[str, type]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exactly_the_known_types_are_converted(name: str) -> None:
-    arguments = {"LayerNorm": (8,), "RMSNorm": (8,), "Embedding": (5, 8)}.get(name, ())
+    arguments = {
+        "BatchNorm1d": (8,),
+        "BatchNorm2d": (8,),
+        "BatchNorm3d": (8,),
+        "Embedding": (5, 8),
+        "GroupNorm": (2, 8),
+        "LayerNorm": (8,),
+        "RMSNorm": (8,),
+        "Sequential": (nn.BatchNorm1d(8), nn.ReLU()),
+    }.get(name, ())
     module = getattr(nn, name)(*arguments)
     assert fastdl.convert(module) is module
     assert type(module) is getattr(fastdl.nn, name)

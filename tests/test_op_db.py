@@ -18,7 +18,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import OpInfo
 
 RANDOM = {"dropout"}  # in the database, but two generators never give the same values
-OWN = {"dropout_add_layer_norm"}  # torch has no such function
+OWN = {"batch_norm_relu", "dropout_add_layer_norm"}  # torch has no such functions
 COVERED = set(fastdl.functional.__all__) - RANDOM - OWN
 OPS = [op for op in op_db if op.name.removeprefix("nn.functional.") in COVERED]
 

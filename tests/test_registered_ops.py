@@ -95,6 +95,46 @@ def dropout_add_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
             samples.append(
                 (grad, grad_sum, total, shape, weight, statistics, p, seed, wanted, dtype)
             )
+
+
+def batch_norm_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x, residual = (random_tensor((5, 3, 4), dtype).requires_grad_(requires_grad) for _ in range(2))
+    weight, bias = (random_tensor((3,), dtype).requires_grad_(requires_grad) for _ in range(2))
+    mean, var = torch.zeros(3, dtype=dtype), torch.ones(3, dtype=dtype)
+    images = random_tensor((2, 3, 4, 5), dtype, "channels_last").requires_grad_(requires_grad)
+    return [
+        (x, None, weight, bias, mean, var, True, 0.1, 1e-5, False),
+        (x, residual, weight, bias, mean, var, False, 0.1, 1e-5, True),
+        (images, None, None, None, None, None, True, 0.1, 1e-5, True),
+    ]
+
+
+def batch_norm_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = []
+    for sample in batch_norm_samples(dtype, False):
+        x, residual, weight, bias, _, _, training, _, _, relu = sample
+        output, statistics = OPS.batch_norm_forward(*sample)
+        activated = None if residual is None else output
+        for wanted in ([True] * 4, [False, True, False, False]):
+            samples.append((torch.randn_like(x), x, activated, weight, bias, statistics, wanted,
+                            dtype, training, relu))  # fmt: skip
+    return samples
+
+
+def group_norm_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x = random_tensor((5, 6, 4), dtype).requires_grad_(requires_grad)
+    weight, bias = (random_tensor((6,), dtype).requires_grad_(requires_grad) for _ in range(2))
+    images = random_tensor((2, 6, 4, 5), dtype, "channels_last").requires_grad_(requires_grad)
+    return [(x, 3, weight, bias, 1e-5), (x, 2, None, bias, 1e-5), (images, 1, None, None, 1e-5)]
+
+
+def group_norm_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = []
+    for sample in group_norm_samples(dtype, False):
+        x, groups, weight, *_ = sample
+        _, statistics = OPS.group_norm_forward(*sample)
+        for wanted in ([True] * 3, [False, True, False]):
+            samples.append((torch.randn_like(x), x, groups, weight, statistics, wanted, dtype))
     return samples
 
 
@@ -201,6 +241,12 @@ def test_every_registered_op_is_checked_here() -> None:
         "dropout_add_layer_norm_backward",
         "grad_norm",
         "scale_grads_",
+        "batch_norm",
+        "batch_norm_forward",
+        "batch_norm_backward",
+        "group_norm",
+        "group_norm_forward",
+        "group_norm_backward",
     }
 
 
@@ -216,6 +262,8 @@ def test_every_registered_op_is_checked_here() -> None:
         ("activation", activation_samples),
         ("dropout", dropout_samples),
         ("dropout_add_layer_norm", dropout_add_samples),
+        ("batch_norm", batch_norm_samples),
+        ("group_norm", group_norm_samples),
     ],
 )
 def test_opcheck_of_forward_ops(
@@ -251,6 +299,10 @@ def test_opcheck_of_forward_ops(
         ("rmsprop_", lambda d: optimizer_samples(d, 3, (0.1, 0.9, 0.1, 1e-3, 0.9, True))),
         ("grad_norm", grad_norm_samples),
         ("scale_grads_", lambda d: [(grad_norm_samples(d)[0][0], torch.tensor(0.5).double())]),
+        ("batch_norm_forward", lambda dtype: batch_norm_samples(dtype, False)),
+        ("batch_norm_backward", batch_norm_backward_samples),
+        ("group_norm_forward", lambda dtype: group_norm_samples(dtype, False)),
+        ("group_norm_backward", group_norm_backward_samples),
     ],
 )
 def test_opcheck_of_other_ops(
@@ -284,6 +336,12 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
             (OPS.dropout_add_layer_norm_backward, sample)
             for sample in dropout_add_backward_samples(dtype)
         ),
+        *((OPS.batch_norm, sample) for sample in batch_norm_samples(dtype, False)),
+        *((OPS.batch_norm_forward, sample) for sample in batch_norm_samples(dtype, False)),
+        *((OPS.batch_norm_backward, sample) for sample in batch_norm_backward_samples(dtype)),
+        *((OPS.group_norm, sample) for sample in group_norm_samples(dtype, False)),
+        *((OPS.group_norm_forward, sample) for sample in group_norm_samples(dtype, False)),
+        *((OPS.group_norm_backward, sample) for sample in group_norm_backward_samples(dtype)),
     ]
     for op, sample in calls:
         meta = [v.to("meta") if isinstance(v, Tensor) else v for v in sample]

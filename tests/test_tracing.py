@@ -45,6 +45,11 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "Softmin": lambda: fastdl.nn.Softmin(dim=0),
     "LayerNorm": lambda: fastdl.nn.LayerNorm(8),
     "LayerNorm no bias": lambda: fastdl.nn.LayerNorm(8, bias=False),
+    "BatchNorm1d": lambda: fastdl.nn.BatchNorm1d(5, affine=False),
+    "BatchNorm2d": lambda: fastdl.nn.BatchNorm2d(5),
+    "BatchNorm3d": lambda: fastdl.nn.BatchNorm3d(5),
+    "GroupNorm": lambda: fastdl.nn.GroupNorm(1, 5),
+    "Sequential": lambda: fastdl.nn.Sequential(fastdl.nn.BatchNorm2d(5), nn.ReLU()),
     "RMSNorm": lambda: fastdl.nn.RMSNorm((7, 8)),
     "MSELoss": lambda: loss("MSELoss"),
     "L1Loss": lambda: loss("L1Loss", reduction="none"),
@@ -66,6 +71,12 @@ ELSEWHERE = {"Dropout"}  # random: traced in test_dropout.py
 all_modules = pytest.mark.parametrize("make", MODULES.values(), ids=list(MODULES))
 
 
+def input_of(make: Callable[[], nn.Module]) -> Tensor:
+    """Fresh random values of as many dimensions as the module takes."""
+    shapes = {"BatchNorm1d": SHAPE[:3], "BatchNorm3d": (*SHAPE, 2)}
+    return torch.randn(shapes.get(type(make()).__name__, SHAPE))
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> None:
     torch.compiler.reset()
@@ -80,7 +91,7 @@ def test_every_module_is_traced_here() -> None:
 
 @all_modules
 def test_compile_takes_the_whole_module(make: Callable[[], nn.Module]) -> None:
-    module, x = make(), torch.randn(SHAPE, requires_grad=True)
+    module, x = make(), input_of(make).requires_grad_()
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     fast, eager = compiled(x), module(x)
     assert_alike(fast, eager)
@@ -90,7 +101,7 @@ def test_compile_takes_the_whole_module(make: Callable[[], nn.Module]) -> None:
 
 @all_modules
 def test_compile_through_the_joint_graph(make: Callable[[], nn.Module]) -> None:
-    module, x = make(), torch.randn(SHAPE, requires_grad=True)
+    module, x = make(), input_of(make).requires_grad_()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
     for batch in (3, 2):
         fast, eager = compiled(x[:batch]), module(x[:batch])
@@ -121,7 +132,7 @@ def test_compiled_functions_are_native_ones_that_the_compiler_can_fuse(case: Fun
 def test_export_gives_the_program_of_the_torch_module(
     make: Callable[[], nn.Module], strict: bool
 ) -> None:
-    module, x = make().eval(), torch.randn(SHAPE)
+    module, x = make().eval(), input_of(make)
     program = torch.export.export(module, (x,), strict=strict)
     torch.testing.assert_close(program.module()(x), module(x))
     native = fastdl.revert(make()).eval()
@@ -137,7 +148,7 @@ def test_export_gives_the_program_of_the_torch_module(
 @all_modules
 def test_symbolic_trace_of_a_model_gives_the_same_result(make: Callable[[], nn.Module]) -> None:
     # torch.fx keeps torch.nn modules as leaves, and traces through classes of other packages.
-    model, x = nn.Sequential(make(), nn.Identity()), torch.randn(SHAPE)
+    model, x = nn.Sequential(make(), nn.Identity()), input_of(make)
     torch.testing.assert_close(fx.symbolic_trace(model)(x), model(x))
 
 
@@ -152,15 +163,15 @@ def test_functions_are_recorded_by_symbolic_trace(case: FunctionCase) -> None:
 @all_modules
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_jit_trace_gives_the_same_result(make: Callable[[], nn.Module]) -> None:
-    module, x = make().eval(), torch.randn(SHAPE)
+    module, x = make().eval(), input_of(make)
     traced = torch.jit.trace(module, (x,))
-    other = torch.randn(SHAPE)
+    other = input_of(make)
     torch.testing.assert_close(traced(other), module(other))
 
 
 @all_modules
 def test_make_fx_records_native_operators(make: Callable[[], nn.Module]) -> None:
-    module, x = make(), torch.randn(SHAPE)
+    module, x = make(), input_of(make)
     graph = fx.experimental.proxy_tensor.make_fx(module)(x)
     torch.testing.assert_close(graph(x), module(x))
     targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]

@@ -15,6 +15,8 @@
 #include "elementwise_loss/elementwise_loss_torch.h"
 #include "embedding/embedding_torch.h"
 #include "layer_norm/dropout_add_layer_norm_torch.h"
+#include "batch_norm/batch_norm_torch.h"
+#include "group_norm/group_norm_torch.h"
 #include "layer_norm/layer_norm_torch.h"
 #include "optimizer/grad_norm_torch.h"
 #include "optimizer/optimizer_ops_torch.h"
@@ -177,6 +179,9 @@ PYBIND11_MODULE(_C, module) {
   bind_op(module, "rmsprop_step", fastdl::rmsprop_step_all);
   bind_op(module, "grad_norm", fastdl::grad_norm_of);
   bind_op(module, "scale_grads", fastdl::scale_all_grads);
+  bind_op(module, "batch_norm", fastdl::batch_norm);
+  bind_op(module, "batch_norm_relu", fastdl::batch_norm_relu);
+  bind_op(module, "group_norm", fastdl::group_norm);
 
   module.def("hand_over", torch::wrap_pybind_function(fastdl::hand_over));
   module.def("hand_overs", torch::wrap_pybind_function(fastdl::hand_overs));

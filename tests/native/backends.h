@@ -11,6 +11,8 @@
 #include "elementwise_loss/elementwise_loss.h"
 #include "embedding/embedding.h"
 #include "layer_norm/dropout_add_layer_norm.h"
+#include "batch_norm/batch_norm.h"
+#include "group_norm/group_norm.h"
 #include "layer_norm/layer_norm.h"
 #include "optimizer/grad_norm.h"
 #include "optimizer/optimizer.h"
@@ -41,6 +43,10 @@ struct Backend {
   void (*dropout_add_norm_backward)(DropoutAddNormBackwardArgs);
   void (*grad_norm)(GradNormArgs);
   void (*scale_grads)(const GradTensor*, int64_t, const double*);
+  void (*batch_norm_forward)(BatchNormForwardArgs);
+  void (*batch_norm_backward)(BatchNormBackwardArgs);
+  void (*group_norm_forward)(GroupNormForwardArgs);
+  void (*group_norm_backward)(GroupNormBackwardArgs);
   void (*select)();  // makes it the one that the functions run on
 };
 

@@ -44,6 +44,18 @@ Backend backend_of() {
               [] {}
         };
   }
+  return {cpu_isa_name(isa),
+          [](SoftmaxForwardArgs args) { softmax_forward<isa>(args); },
+          [](SoftmaxBackwardArgs args) { softmax_backward<isa>(args); },
+          [](NormForwardArgs args) { norm_forward<isa>(args); },
+          [](NormBackwardArgs args) { norm_backward<isa>(args); },
+          [](AdamStepArgs args) { adam_step<isa>(args); },
+          [](BatchNormForwardArgs args) { batch_norm_forward<isa>(args); },
+          [](BatchNormBackwardArgs args) { batch_norm_backward<isa>(args); },
+          [](GroupNormForwardArgs args) { group_norm_forward<isa>(args); },
+          [](GroupNormBackwardArgs args) { group_norm_backward<isa>(args); },
+          [] {}};
+}
 
   std::vector<Backend> instruction_sets() {
     std::vector<Backend> all = {backend_of<CpuIsa::kDefault>()};
@@ -86,6 +98,8 @@ int main() {
   test_dropout();
   test_dropout_add_layer_norm();
   test_grad_norm();
+  test_batch_norm();
+  test_group_norm();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

@@ -15,6 +15,8 @@ void test_activation();
 void test_dropout();
 void test_dropout_add_layer_norm();
 void test_grad_norm();
+void test_batch_norm();
+void test_group_norm();
 void test_parallel();
 void test_row_plan();
 

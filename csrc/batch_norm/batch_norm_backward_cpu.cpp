@@ -1,0 +1,155 @@
+// Batch norm on CPU, with an optional residual and ReLU behind it, backward. With g = dy where the
+// ReLU was open (its output > 0, computed again from x unless there was a residual):
+//   x^ = (x - mean) rstd,  dweight = sum g x^,  dbias = sum g,  dresidual = g
+//   training    dx = weight rstd (g - mean(g) - x^ mean(g x^))
+//   evaluation  dx = weight rstd g
+// Work is split and memory read as in batch_norm_forward_cpu.cpp: dy and x (and y after a residual)
+// once from memory in NCHW, twice channels last, in evaluation without parameters' gradients too.
+#include "batch_norm/batch_norm_cpu.h"
+
+namespace fastdl {
+inline namespace CPU_CAPABILITY {
+namespace {
+
+// What is known of the channels: arrays of [cols], of which channel c has c, c + channels, ..
+template <class A>
+struct BackwardChannels {
+  const BatchNormBackwardArgs& args;
+  A *mean, *scale, *shift, *slope, *pull, *offset;
+
+  BackwardChannels(const BatchNormBackwardArgs& args, Carver& scratch, int64_t cols) : args(args) {
+    for (A** array : {&mean, &scale, &shift, &slope, &pull, &offset}) {
+      *array = scratch.take<A>(cols);
+    }
+    for (int64_t i = 0; i < cols; ++i) {
+      const int64_t c = i % args.shape.channels;
+      mean[i] = static_cast<const A*>(args.mean)[c];
+      scale[i] = static_cast<const A*>(args.rstd)[c] *
+                 static_cast<A>(parameter(args.weight, args.weight_dtype, c, 1));
+      shift[i] = static_cast<A>(parameter(args.bias, args.weight_dtype, c, 0));
+    }
+  }
+
+  ForwardFactors<A> at(int64_t c) const { return {mean[c], scale[c], shift[c]}; }
+  BackwardFactors<A> gradient_at(int64_t c) const { return {slope[c], pull[c], offset[c]}; }
+
+  // From the sums of g and of g (x - mean)
+  void set(int64_t c, double sum, double product) {
+    const double rstd = static_cast<const A*>(args.rstd)[c];
+    const double count = static_cast<double>(args.shape.batch * args.shape.spatial);
+    set_parameter(args.grad_weight, args.weight_dtype, c, product * rstd);
+    set_parameter(args.grad_bias, args.weight_dtype, c, sum);
+    slope[c] = scale[c];
+    pull[c] = args.training ? static_cast<A>(-scale[c] * (product / count * rstd * rstd)) : 0;
+    offset[c] = args.training ? static_cast<A>(-scale[c] * (sum / count)) : 0;
+  }
+};
+
+bool needs_sums(const BatchNormBackwardArgs& args) {
+  return args.training || args.grad_weight != nullptr || args.grad_bias != nullptr;
+}
+
+bool writes_elements(const BatchNormBackwardArgs& args) {
+  return args.grad_input != nullptr || args.grad_residual != nullptr;
+}
+
+template <ReluGradient kRelu, class T>
+void backward_planes(const BatchNormBackwardArgs& args, const BackwardData<T>& data) {
+  using A = Accumulate<T>;
+  const Planes planes(args.shape);
+  const int64_t channels = args.shape.channels;
+  Carver scratch(channels * (6 * sizeof(A) + planes.parts * 2 * sizeof(double)), 7);
+  auto* const of_parts = scratch.take<std::array<double, 2>>(channels * planes.parts);
+  BackwardChannels<A> known(args, scratch, channels);
+  for_each_unit(
+      channels, planes.parts, args.shape.batch * args.shape.spatial,
+      [&](int64_t c, int64_t number) {
+        if (!needs_sums(args)) return;
+        const Part part = planes.part(c, number);
+        of_parts[c * planes.parts + number] =
+            sum_gradient_runs<kRelu>(data.from(part.offset), part.runs, known.at(c));
+      },
+      [&](int64_t c) {
+        std::array<double, 2> all{};
+        for (int64_t p = 0; needs_sums(args) && p < planes.parts; ++p) {
+          for (int t = 0; t < 2; ++t) all[t] += of_parts[c * planes.parts + p][t];
+        }
+        known.set(c, all[0], all[1]);
+      },
+      [&](int64_t c, int64_t number) {
+        if (!writes_elements(args)) return;
+        const Part part = planes.part(c, number);
+        differentiate_runs<kRelu>(data.from(part.offset), part.runs, known.at(c),
+                                  known.gradient_at(c), args.shape.spatial);
+      });
+}
+
+template <ReluGradient kRelu, class T>
+void backward_rows(const BatchNormBackwardArgs& args, const BackwardData<T>& data) {
+  using A = Accumulate<T>;
+  const Rows rows(args.shape);
+  const int64_t cols = rows.cols, channels = rows.channels;
+  Carver scratch(cols * (6 * sizeof(A) + rows.ranges * 2 * sizeof(double)), 7);
+  double* const of_ranges = scratch.take<double>(rows.ranges * 2 * cols);
+  BackwardChannels<A> known(args, scratch, cols);
+  if (needs_sums(args)) {
+    rows.for_each_tile([&](int64_t range, int64_t row, int64_t count, int64_t col, int64_t width) {
+      double* const sums = of_ranges + range * 2 * cols + col;
+      sum_gradient_columns<kRelu>(data.from(row * cols + col), count, width, cols,
+                                  {known.mean + col, known.scale + col, known.shift + col}, sums,
+                                  sums + cols);
+    });
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0, product = 0;
+    for (int64_t range = 0; needs_sums(args) && range < rows.ranges; ++range) {
+      const double* const of_range = of_ranges + range * 2 * cols;
+      for (int64_t i = c; i < cols; i += channels) {
+        sum += of_range[i];
+        product += of_range[cols + i];
+      }
+    }
+    known.set(c, sum, product);
+  }
+  if (!writes_elements(args)) return;
+  for (int64_t i = channels; i < cols; ++i) {
+    known.slope[i] = known.slope[i - channels];
+    known.pull[i] = known.pull[i - channels];
+    known.offset[i] = known.offset[i - channels];
+  }
+  rows.for_all_rows([&](int64_t row, int64_t count) {
+    differentiate_rows<kRelu>(data.from(row * cols), count, cols,
+                              {known.mean, known.scale, known.shift},
+                              {known.slope, known.pull, known.offset});
+  });
+}
+
+template <ReluGradient kRelu, class T>
+void backward(const BatchNormBackwardArgs& args) {
+  BackwardData<T> data{static_cast<const T*>(args.grad_output),
+                       static_cast<const T*>(args.input),
+                       static_cast<const T*>(args.output),
+                       static_cast<T*>(args.grad_input),
+                       static_cast<T*>(args.grad_residual),
+                       worth_streaming(3 * args.shape.elements() * int64_t{sizeof(T)})};
+  if (args.shape.channels_last || args.shape.spatial == 1) {
+    data.streaming = data.streaming && rows_are_aligned(data.written(), args.shape.channels);
+    backward_rows<kRelu>(args, data);
+  } else {
+    backward_planes<kRelu>(args, data);
+  }
+}
+
+}  // namespace
+}  // namespace CPU_CAPABILITY
+
+template <>
+void batch_norm_backward<kBuildIsa>(const BatchNormBackwardArgs& args) {
+  dispatch_dtype<CpuTypes>(args.dtype, [&]<class T> {
+    if (!args.relu) return backward<ReluGradient::kNone, T>(args);
+    if (args.output == nullptr) return backward<ReluGradient::kFromInput, T>(args);
+    backward<ReluGradient::kFromOutput, T>(args);
+  });
+}
+
+}  // namespace fastdl

@@ -1,0 +1,143 @@
+// Batch norm on CPU, with an optional residual and ReLU behind it, forward.
+//   y = [ReLU] ((x - mean) rstd weight + bias [+ residual]), rstd = 1 / sqrt(var + eps)
+// NCHW: a thread takes a channel, or where there are few of them a part of one, and finds its planes
+// in the cache when it writes: 2 moves of the tensor. Channels last: a thread takes rows, in tiles
+// of columns; tensors larger than the cache are read twice (3 moves). Evaluation: 2 moves. Parts and
+// tiles depend on sizes alone and are added in order: the same bits for any number of threads.
+// Outputs larger than the cache go past it. Floor: bytes moved / copy bandwidth.
+#include "batch_norm/batch_norm_cpu.h"
+
+namespace fastdl {
+inline namespace CPU_CAPABILITY {
+namespace {
+
+// What is known of the channels: arrays of [cols], of which channel c has c, c + channels, ..
+template <class A>
+struct ForwardChannels {
+  const BatchNormForwardArgs& args;
+  A *mean, *scale, *shift;
+
+  ForwardFactors<A> at(int64_t c) const { return {mean[c], scale[c], shift[c]}; }
+  ForwardFactors<const A*> all() const { return {mean, scale, shift}; }
+
+  void set(int64_t c, double center, double variance) {
+    const A rstd = static_cast<A>(1 / std::sqrt(variance + args.eps));
+    mean[c] = static_cast<A>(center);
+    scale[c] = rstd * static_cast<A>(parameter(args.weight, args.weight_dtype, c, 1));
+    shift[c] = static_cast<A>(parameter(args.bias, args.weight_dtype, c, 0));
+    static_cast<A*>(args.mean)[c] = mean[c];
+    static_cast<A*>(args.rstd)[c] = rstd;
+  }
+  void set_from(int64_t c, const Moments& moments) {
+    set(c, moments.mean, moments.squares / moments.count);
+    move_running(args.running_mean, c, moments.mean);
+    move_running(args.running_var, c, moments.squares / (moments.count - 1));
+  }
+  void set_from_running(int64_t c) {
+    set(c, parameter(args.running_mean, args.weight_dtype, c, 0),
+        parameter(args.running_var, args.weight_dtype, c, 0));
+  }
+
+ private:
+  void move_running(void* running, int64_t c, double towards) {
+    if (running == nullptr) return;
+    const double before = parameter(running, args.weight_dtype, c, 0);
+    set_parameter(running, args.weight_dtype, c,
+                  args.momentum * towards + (1 - args.momentum) * before);
+  }
+};
+
+template <class T>
+void forward_planes(const BatchNormForwardArgs& args, const ForwardData<T>& data) {
+  using A = Accumulate<T>;
+  const Planes planes(args.shape);
+  const int64_t channels = args.shape.channels;
+  Carver scratch(channels * (3 * sizeof(A) + planes.parts * sizeof(Moments)), 4);
+  Moments* const of_parts = scratch.take<Moments>(channels * planes.parts);
+  ForwardChannels<A> known{args, scratch.take<A>(channels), scratch.take<A>(channels),
+                           scratch.take<A>(channels)};
+  for_each_unit(
+      channels, planes.parts, args.shape.batch * args.shape.spatial,
+      [&](int64_t c, int64_t number) {
+        if (!args.training) return;
+        const Part part = planes.part(c, number);
+        of_parts[c * planes.parts + number] = moments_of_runs(data.input + part.offset, part.runs);
+      },
+      [&](int64_t c) {
+        if (!args.training) return known.set_from_running(c);
+        Moments all = of_parts[c * planes.parts];
+        for (int64_t p = 1; p < planes.parts; ++p) all.add(of_parts[c * planes.parts + p]);
+        known.set_from(c, all);
+      },
+      [&](int64_t c, int64_t number) {
+        const Part part = planes.part(c, number);
+        normalise_runs(data.from(part.offset), part.runs, known.at(c), args.shape.spatial);
+      });
+}
+
+template <class T>
+void forward_rows(const BatchNormForwardArgs& args, const ForwardData<T>& data) {
+  using A = Accumulate<T>;
+  const Rows rows(args.shape);
+  const int64_t cols = rows.cols, channels = rows.channels;
+  const int64_t sums = args.training ? rows.ranges * 2 * cols : 0;
+  Carver scratch(sums * sizeof(double) + 3 * cols * sizeof(A), 4);
+  double* const means = scratch.take<double>(sums);
+  ForwardChannels<A> known{args, scratch.take<A>(cols), scratch.take<A>(cols),
+                           scratch.take<A>(cols)};
+  if (args.training) {
+    rows.for_each_tile([&](int64_t range, int64_t row, int64_t count, int64_t col, int64_t width) {
+      double* const of_range = means + range * 2 * cols + col;
+      moments_of_columns(data.input + row * cols + col, count, width, cols, of_range,
+                         of_range + cols);
+    });
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    if (!args.training) {
+      known.set_from_running(c);
+      continue;
+    }
+    Moments all;
+    for (int64_t range = 0; range < rows.ranges; ++range) {
+      const double count = static_cast<double>(rows.first_row(range + 1) - rows.first_row(range));
+      const double* const of_range = means + range * 2 * cols;
+      for (int64_t i = c; i < cols; i += channels) {
+        all.add({count, of_range[i], of_range[cols + i]});
+      }
+    }
+    if (!std::isfinite(all.squares)) {
+      all = moments_in_double(rows.rows * cols / channels, [&](int64_t i) {
+        return static_cast<double>(data.input[i * channels + c]);
+      });
+    }
+    known.set_from(c, all);
+  }
+  for (int64_t i = channels; i < cols; ++i) {
+    known.mean[i] = known.mean[i - channels];
+    known.scale[i] = known.scale[i - channels];
+    known.shift[i] = known.shift[i - channels];
+  }
+  rows.for_all_rows([&](int64_t row, int64_t count) {
+    normalise_rows(data.from(row * cols), count, cols, known.all());
+  });
+}
+
+}  // namespace
+}  // namespace CPU_CAPABILITY
+
+template <>
+void batch_norm_forward<kBuildIsa>(const BatchNormForwardArgs& args) {
+  dispatch_dtype<CpuTypes>(args.dtype, [&]<class T> {
+    ForwardData<T> data{static_cast<const T*>(args.input), static_cast<const T*>(args.residual),
+                        static_cast<T*>(args.output), args.relu,
+                        worth_streaming(2 * args.shape.elements() * int64_t{sizeof(T)})};
+    if (args.shape.channels_last || args.shape.spatial == 1) {
+      data.streaming = data.streaming && rows_are_aligned(data.output, args.shape.channels);
+      forward_rows<T>(args, data);
+    } else {
+      forward_planes<T>(args, data);
+    }
+  });
+}
+
+}  // namespace fastdl

@@ -1,0 +1,222 @@
+// What batch_norm and group_norm on CPU do with the elements of channels once their statistics are
+// known, over runs (planes) with numbers for the channel, or over rows (channels last) with arrays.
+//   forward   y = (x - mean) scale + shift [+ residual] [ReLU]
+//   sums      of g and of g (x - mean), with g = dy where the ReLU was open
+//   backward  dx = g slope + (x - mean) pull + offset
+// The ReLU's state is that of its output, which is computed again unless there is a residual.
+#pragma once
+
+#include "common/channel_moments_cpu.h"
+
+namespace fastdl {
+inline namespace CPU_CAPABILITY {
+
+enum class ReluGradient { kNone, kFromInput, kFromOutput };
+
+// Of a channel, of a vector of channels, or pointers to those of all
+template <class A>
+struct ForwardFactors {
+  A mean, scale, shift;
+};
+template <class A>
+struct BackwardFactors {
+  A slope, pull, offset;
+};
+
+template <class T>
+struct ForwardData {
+  const T* input;
+  const T* residual;  // or null
+  T* output;
+  bool relu, streaming;
+
+  ForwardData from(int64_t offset) const {
+    return {input + offset, residual == nullptr ? nullptr : residual + offset, output + offset,
+            relu, streaming};
+  }
+
+  template <class V, class Count>
+  inline void write(int64_t i, Count count, V mean, V scale, V shift) const {
+    using A = Accumulate<T>;
+    V value = at::vec::fmadd(load_vector(input + i, count, A(0)) - mean, scale, shift);
+    if (residual != nullptr) value = value + load_vector(residual + i, count, A(0));
+    if (relu) value = at::vec::clamp_min(value, V(A(0)));
+    write_vector(output + i, value, count, streaming);
+  }
+};
+
+template <class T>
+struct BackwardData {
+  const T* grad_output;
+  const T* input;
+  const T* output;   // for kFromOutput, else null
+  T* grad_input;     // or null
+  T* grad_residual;  // or null
+  bool streaming;
+
+  T* written() const { return grad_input != nullptr ? grad_input : grad_residual; }
+
+  BackwardData from(int64_t offset) const {
+    const auto moved = [&](auto* data) { return data == nullptr ? data : data + offset; };
+    return {grad_output + offset, input + offset, moved(output), moved(grad_input),
+            moved(grad_residual), streaming};
+  }
+
+  // dy where the ReLU was open, for the elements whose x - mean is `centred`
+  template <ReluGradient kRelu, class V, class Count>
+  inline V gradient(int64_t i, Count count, V centred, V scale, V shift) const {
+    using A = Accumulate<T>;
+    const V grad = load_vector(grad_output + i, count, A(0)), zero(A(0));
+    if constexpr (kRelu == ReluGradient::kNone) return grad;
+    const V activated = kRelu == ReluGradient::kFromInput
+                            ? at::vec::fmadd(centred, scale, shift)
+                            : load_vector(output + i, count, A(0));
+    return V::blendv(grad, zero, activated <= zero);  // as torch's, NaN lets through
+  }
+
+  template <ReluGradient kRelu, class V, class Count>
+  inline void write(int64_t i, Count count, ForwardFactors<V> f, BackwardFactors<V> b) const {
+    const V centred = load_vector(input + i, count, Accumulate<T>(0)) - f.mean;
+    const V grad = gradient<kRelu>(i, count, centred, f.scale, f.shift);
+    if (grad_residual != nullptr) write_vector(grad_residual + i, grad, count, streaming);
+    if (grad_input == nullptr) return;
+    const V value =
+        at::vec::fmadd(grad, b.slope, at::vec::fmadd(centred, b.pull, b.offset));
+    write_vector(grad_input + i, value, count, streaming);
+  }
+};
+
+// ---- runs, with numbers for factors
+
+template <class T>
+inline void normalise_runs(const ForwardData<T>& data, const Runs& runs,
+                           ForwardFactors<Accumulate<T>> f, int64_t next) {
+  using V = Vec<T>;
+  const V mean(f.mean), scale(f.scale), shift(f.shift);
+  for (int64_t run = 0; run < runs.count; ++run) {
+    const int64_t start = run * runs.stride;
+    for_output_vectors(data.output + start, runs.length, data.streaming,
+                       [&](int64_t i, auto count, int) {
+                         prefetch(data.input + start + i + next);
+                         data.write(start + i, count, mean, scale, shift);
+                       });
+  }
+}
+
+template <ReluGradient kRelu, class T>
+inline std::array<double, 2> sum_gradient_runs(const BackwardData<T>& data, const Runs& runs,
+                                               ForwardFactors<Accumulate<T>> f) {
+  using V = Vec<T>;
+  const V mean(f.mean), scale(f.scale), shift(f.shift);
+  std::array<double, 2> totals{};
+  for_chunks(runs, [&](int64_t offset, const Runs& chunk) {
+    const auto sums = sum_runs<T>(chunk, [&](int64_t i, auto count, V& sum, V& product) {
+      const V centred = load_vector(data.input + offset + i, count, f.mean) - mean;
+      const V grad = data.template gradient<kRelu>(offset + i, count, centred, scale, shift);
+      sum = sum + grad;
+      product = at::vec::fmadd(grad, centred, product);
+    });
+    totals[0] += sums[0];
+    totals[1] += sums[1];
+  });
+  return totals;
+}
+
+template <ReluGradient kRelu, class T>
+inline void differentiate_runs(const BackwardData<T>& data, const Runs& runs,
+                               ForwardFactors<Accumulate<T>> f,
+                               BackwardFactors<Accumulate<T>> b, int64_t next) {
+  using V = Vec<T>;
+  const ForwardFactors<V> forward{V(f.mean), V(f.scale), V(f.shift)};
+  const BackwardFactors<V> backward{V(b.slope), V(b.pull), V(b.offset)};
+  for (int64_t run = 0; run < runs.count; ++run) {
+    const int64_t start = run * runs.stride;
+    for_output_vectors(data.written() + start, runs.length, data.streaming,
+                       [&](int64_t i, auto count, int) {
+                         prefetch(data.input + start + i + next);
+                         prefetch(data.grad_output + start + i + next);
+                         data.template write<kRelu>(start + i, count, forward, backward);
+                       });
+  }
+}
+
+// ---- rows of `cols` elements, with arrays of factors; streamed only where all rows are aligned
+
+template <class A, class Count>
+inline ForwardFactors<at::vec::Vectorized<A>> load_factors(const ForwardFactors<const A*>& f,
+                                                           int64_t i, Count count) {
+  return {load_vector(f.mean + i, count, A(0)), load_vector(f.scale + i, count, A(0)),
+          load_vector(f.shift + i, count, A(0))};
+}
+
+// Calls f(offset, column, count) for all vectors of f's rows, kTogether rows after one another.
+template <class T, class Factors, class F>
+inline void for_row_vectors(int64_t rows, int64_t cols, Factors&& factors, F&& f) {
+  for (int64_t row = 0; row < rows; row += kTogether) {
+    const int64_t end = std::min(row + kTogether, rows);
+    for_single_vectors<T>(cols, [&](int64_t i, auto count) {
+      const auto loaded = factors(i, count);
+      for (int64_t r = row; r < end; ++r) f(r * cols + i, count, loaded);
+    });
+  }
+}
+
+template <class T>
+inline void normalise_rows(const ForwardData<T>& data, int64_t rows, int64_t cols,
+                           const ForwardFactors<const Accumulate<T>*>& f) {
+  for_row_vectors<T>(
+      rows, cols, [&](int64_t i, auto count) { return load_factors(f, i, count); },
+      [&](int64_t i, auto count, const auto& loaded) {
+        data.write(i, count, loaded.mean, loaded.scale, loaded.shift);
+      });
+}
+
+// Of at most kColumns columns, into sums[0] and sums[1], which begin `next` apart.
+template <ReluGradient kRelu, class T>
+inline void sum_gradient_columns(const BackwardData<T>& data, int64_t rows, int64_t cols,
+                                 int64_t stride, const ForwardFactors<const Accumulate<T>*>& f,
+                                 double* sums, double* products) {
+  using A = Accumulate<T>;
+  using V = Vec<T>;
+  A of_block[2 * kColumns];
+  std::fill_n(sums, cols, 0.0);
+  std::fill_n(products, cols, 0.0);
+  for (int64_t row = 0; row < rows; row += kRows) {
+    const BackwardData<T> block = data.from(row * stride);
+    sum_columns<T>(std::min(kRows, rows - row), cols, stride, of_block,
+                   [&](int64_t offset, int64_t i, auto count, V& sum, V& product) {
+                     const auto factors = load_factors(f, i, count);
+                     const V centred = load_vector(block.input + offset, count, A(0)) - factors.mean;
+                     const V grad = block.template gradient<kRelu>(offset, count, centred,
+                                                                   factors.scale, factors.shift);
+                     sum = sum + grad;
+                     product = at::vec::fmadd(grad, centred, product);
+                   });
+    for (int64_t c = 0; c < cols; ++c) {
+      sums[c] += of_block[c];
+      products[c] += of_block[kColumns + c];
+    }
+  }
+}
+
+template <ReluGradient kRelu, class T>
+inline void differentiate_rows(const BackwardData<T>& data, int64_t rows, int64_t cols,
+                               const ForwardFactors<const Accumulate<T>*>& f,
+                               const BackwardFactors<const Accumulate<T>*>& b) {
+  using A = Accumulate<T>;
+  using V = Vec<T>;
+  for_row_vectors<T>(
+      rows, cols,
+      [&](int64_t i, auto count) {
+        const BackwardFactors<V> backward{load_vector(b.slope + i, count, A(0)),
+                                          load_vector(b.pull + i, count, A(0)),
+                                          load_vector(b.offset + i, count, A(0))};
+        return std::pair(load_factors(f, i, count), backward);
+      },
+      [&](int64_t i, auto count, const auto& loaded) {
+        data.template write<kRelu>(i, count, loaded.first, loaded.second);
+      });
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace fastdl

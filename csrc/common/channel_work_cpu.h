@@ -1,0 +1,56 @@
+// How batch_norm and group_norm on CPU spread work over threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/loops_cpu.h"
+#include "common/parallel.h"
+#include "common/vector_cpu.h"
+
+namespace fastdl {
+inline namespace CPU_CAPABILITY {
+
+inline constexpr int64_t kGrain = 16384;      // elements worth waking a thread for
+inline constexpr int64_t kPart = 128 * 1024;  // elements that one thread takes at least
+
+// first(unit, part) for all of `parts` parts, then second(unit), then third(unit, part) for all:
+// one unit after another where there are enough of them, which finds it in the cache again.
+template <class First, class Second, class Third>
+inline void for_each_unit(int64_t units, int64_t parts, int64_t elements, First&& first,
+                          Second&& second, Third&& third) {
+  const auto for_parts = [&](int64_t begin, int64_t end, auto&& f) {
+    for (int64_t i = begin; i < end; ++i) f(i / parts, i % parts);
+  };
+  if (parts == 1 || units >= 4 * num_threads()) {
+    parallel_for(0, units, std::max<int64_t>(1, kGrain / elements), [&](auto begin, auto end) {
+      for (int64_t unit = begin; unit < end; ++unit) {
+        for_parts(unit * parts, (unit + 1) * parts, first);
+        second(unit);
+        for_parts(unit * parts, (unit + 1) * parts, third);
+      }
+      finish_writes();
+    });
+  } else {
+    parallel_for(0, units * parts, 1, [&](auto begin, auto end) { for_parts(begin, end, first); });
+    for (int64_t unit = 0; unit < units; ++unit) second(unit);
+    parallel_for(0, units * parts, 1, [&](auto begin, auto end) {
+      for_parts(begin, end, third);
+      finish_writes();
+    });
+  }
+}
+
+// Where part `number` of `parts` begins
+inline int64_t part_begin(int64_t size, int64_t number, int64_t parts) {
+  return size * number / parts;
+}
+
+// Whether outputs that go past the cache can be written in rows of whole, aligned vectors.
+template <class T>
+inline bool rows_are_aligned(const T* data, int64_t cols) {
+  return cols % kWidth<T> == 0 && reinterpret_cast<uintptr_t>(data) % (kWidth<T> * sizeof(T)) == 0;
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace fastdl
