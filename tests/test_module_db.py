@@ -18,6 +18,7 @@ from tests.tensors import DTYPES, dtype_name
 pytest.importorskip("expecttest", reason="the database of torch needs expecttest")
 from torch.testing._internal.common_modules import (
     FunctionInput,
+    ModuleErrorEnum,
     ModuleInfo,
     ModuleInput,
     module_db,
@@ -108,10 +109,19 @@ def test_error_inputs_raise_what_torch_raises(info: ModuleInfo) -> None:
     for error in info.module_error_inputs_func(
         info, torch.get_default_device(), torch.float32, False, True
     ):
-        arguments = error.module_error_input.constructor_input
+        inputs = error.module_error_input
+
+        def construct_and_run(
+            cls: type[nn.Module], inputs: ModuleInput = inputs, error: Any = error
+        ) -> Any:
+            made = cls(*inputs.constructor_input.args, **inputs.constructor_input.kwargs)
+            if error.error_on != ModuleErrorEnum.FORWARD_ERROR:
+                return made
+            return made(*inputs.forward_input.args, **inputs.forward_input.kwargs)
+
         outcome = assert_same_outcome(
-            lambda: twin(info)(*arguments.args, **arguments.kwargs),  # noqa: B023
-            lambda: info.module_cls(*arguments.args, **arguments.kwargs),  # noqa: B023
+            lambda: construct_and_run(twin(info)),
+            lambda: construct_and_run(info.module_cls),
             warnings=False,
         )
         assert outcome.error is not None
