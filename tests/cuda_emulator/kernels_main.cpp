@@ -155,6 +155,47 @@ Backend emulated(int multiprocessors) {
             expect(group_norm_backward_cuda(args, target()));
           },
           [] { emulator::set_device({processors, capability}); }};
+      "emulated capability " + std::to_string(capability),
+      [](SoftmaxForwardArgs args) {
+        const Scratch scratch(softmax_forward_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(softmax_forward_cuda(args, target()));
+      },
+      [](SoftmaxBackwardArgs args) {
+        const Scratch scratch(softmax_backward_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(softmax_backward_cuda(args, target()));
+      },
+      [](NormForwardArgs args) {
+        const Scratch scratch(norm_forward_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(norm_forward_cuda(args, target()));
+      },
+      [](NormBackwardArgs args) {
+        args.tasks = norm_backward_tasks_cuda(args, target());
+        const size_t sum_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
+        const Scratch scratch(norm_backward_scratch_cuda(args, target()));
+        const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
+        args.scratch = scratch.get();
+        args.partial_sums = sums.get();
+        expect(norm_backward_cuda(args, target()));
+      },
+      [](AdamStepArgs args) {
+        const Scratch table(adam_scratch_cuda(args.count));
+        expect(adam_step_cuda(args, {}, table.get(), target()));
+      },
+      [](ActivationForwardArgs args) { expect(activation_forward_cuda(args, target())); },
+      [](ActivationBackwardArgs args) { expect(activation_backward_cuda(args, target())); },
+      [](DropoutArgs args) { expect(dropout_cuda(args, target())); },
+      [](DropoutAddNormForwardArgs args) { expect(dropout_add_norm_forward_cuda(args, target())); },
+      [](DropoutAddNormBackwardArgs args) {
+        args.tasks = dropout_add_norm_tasks_cuda(args, target());
+        const size_t sum_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
+        const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
+        args.partial_sums = sums.get();
+        expect(dropout_add_norm_backward_cuda(args, target()));
+      },
+      [] { emulator::set_device({processors, capability}); }};
 }
 
 }  // namespace
