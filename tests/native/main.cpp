@@ -21,7 +21,11 @@ Backend backend_of() {
           [](StepArgs args, Sgd sgd) { optimizer_step<isa>(args, sgd); },
           [](StepArgs args, Adagrad adagrad) { optimizer_step<isa>(args, adagrad); },
           [](StepArgs args, RmsProp rms) { optimizer_step<isa>(args, rms); },
-          [](GradNormArgs args) { grad_norm<isa>(args); },
+          [](GradNormArgs args) {
+            std::vector<double> sums(table_blocks(args.tensors, args.count));
+            args.block_sums = sums.data();
+            grad_norm<isa>(args);
+          },
           [](const GradTensor* tensors, int64_t count, const double* coefficient) {
             scale_grads<isa>(tensors, count, *coefficient);
           },
