@@ -133,6 +133,14 @@ Backend emulated(int multiprocessors) {
           [](AdamStepArgs args) {
             const Scratch table(adam_scratch_cuda(args.count));
             expect(adam_step_cuda(args, {}, table.get(), target()));
+          emulated_step<Adam>,
+          emulated_step<Sgd>,
+          emulated_step<Adagrad>,
+          emulated_step<RmsProp>,
+          [](GradNormArgs args) {
+            const Scratch sums(table_blocks(args.tensors, args.count) * sizeof(double));
+            args.block_sums = static_cast<double*>(sums.get());
+            expect(grad_norm_cuda(args, nullptr, target()));
           },
           [](BatchNormForwardArgs args) {
             const Scratch scratch(batch_norm_forward_scratch_cuda(args, target()));

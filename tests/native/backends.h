@@ -20,7 +20,8 @@
 
 namespace fastdl::testing {
 
-// tasks, partial_sums and scratch of the arguments are the back end's to fill in, where it says so.
+// tasks, partial_sums, block_sums and scratch of the arguments are the back end's to fill in, where
+// it says so.
 struct Backend {
   std::string name;
   void (*softmax_forward)(SoftmaxForwardArgs);

@@ -54,6 +54,18 @@ Backend backend_of() {
           [](BatchNormBackwardArgs args) { batch_norm_backward<isa>(args); },
           [](GroupNormForwardArgs args) { group_norm_forward<isa>(args); },
           [](GroupNormBackwardArgs args) { group_norm_backward<isa>(args); },
+          [](StepArgs args, Adam adam) { optimizer_step<isa>(args, adam); },
+          [](StepArgs args, Sgd sgd) { optimizer_step<isa>(args, sgd); },
+          [](StepArgs args, Adagrad adagrad) { optimizer_step<isa>(args, adagrad); },
+          [](StepArgs args, RmsProp rms) { optimizer_step<isa>(args, rms); },
+          [](GradNormArgs args) {
+            std::vector<double> sums(table_blocks(args.tensors, args.count));
+            args.block_sums = sums.data();
+            grad_norm<isa>(args);
+          },
+          [](const GradTensor* tensors, int64_t count, const double* coefficient) {
+            scale_grads<isa>(tensors, count, *coefficient);
+          },
           [] {}};
 }
 
