@@ -32,7 +32,7 @@ with_relu = pytest.mark.parametrize("relu", ["", "relu", "residual"])
 # (batch, channels, *space): each tail of a vector, planes in and beyond a chunk of 2048, few and
 # many channels, of which rows take several at once, and more than a tile has
 SHAPES = [
-    (5, 3), (64, 3), (33, 70), (9, 1031), (3, 2, 5), (2, 3, 1), (6, 5, 2, 2), (4, 7, 7, 7),
+    (5, 3), (64, 3), (33, 70), (9, 1031), (3, 2, 5), (7, 3, 1), (6, 5, 2, 2), (4, 7, 7, 7),
     (3, 5, 4, 16), (2, 3, 47, 45), (2, 2, 1, 4099), (1, 2, 3, 3), (2, 3, 2, 3, 4), (2, 600, 3, 2),
 ]  # fmt: skip
 

@@ -23,7 +23,7 @@ struct ChannelWalk {
   int team;             // threads: a warp's or a block's
   int width;            // elements of a vector
 
-  bool by_rows;         // channels last: every element of a vector is of another column
+  bool by_rows;  // channels last: every element of a vector is of another column
 
   int64_t columns() const { return by_rows ? vectors * width : tiles; }
 };
@@ -75,7 +75,8 @@ Status channel_statistics(const ChannelStatistics& args, const CudaTarget& targe
 Status channel_normalise(const ChannelTensors& tensors, const ChannelWalk& walk,
                          const CudaTarget& target);
 
-// The sums of g and g (x - mean) of each part of each column, g = grad_output where the ReLU was open
+// The sums of g and g (x - mean) of each part of each column, g = grad_output where the ReLU was
+// open
 Status channel_gradient_sums(const ChannelTensors& tensors, const ChannelWalk& walk, void* sums,
                              const CudaTarget& target);
 
