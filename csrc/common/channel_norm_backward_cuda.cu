@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kChannelThreads)
 }  // namespace
 
 size_t channel_sums_bytes(const ChannelWalk& walk, DType dtype) {
-  return walk.parts * walk.columns() * 2 * (dtype == DType::kFloat64 ? 8 : 4);
+  return walk.parts * walk.columns * 2 * (dtype == DType::kFloat64 ? 8 : 4);
 }
 
 Status channel_gradient_sums(const ChannelTensors& tensors, const ChannelWalk& walk, void* sums,

@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kChannelThreads)
 
 size_t channel_moments_bytes(const ChannelWalk& walk, DType dtype) {
   const size_t size = dtype == DType::kFloat64 ? sizeof(Moments<double>) : sizeof(Moments<float>);
-  return walk.parts * walk.columns() * size;
+  return walk.parts * walk.columns * size;
 }
 
 Status channel_moments(const ChannelTensors& tensors, const ChannelWalk& walk, void* moments,
