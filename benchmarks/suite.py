@@ -11,6 +11,9 @@ from benchmarks import (
     bench_embedding,
     bench_layer_norm,
     bench_optimizers,
+    bench_adam,
+    bench_batch_norm,
+    bench_layer_norm,
     bench_overhead,
     bench_softmax,
 )
@@ -25,6 +28,8 @@ SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "elementwise_loss": bench_elementwise_loss.cases,
     "embedding": bench_embedding.cases,
     "optimizers": bench_optimizers.cases,
+    "batch_norm": bench_batch_norm.cases,
+    "adam": bench_adam.cases,
     "overhead": bench_overhead.cases,
 }
 
