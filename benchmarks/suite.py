@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from benchmarks import bench_adam, bench_layer_norm, bench_overhead, bench_softmax
+from benchmarks import (
+    bench_adam,
+    bench_cross_entropy,
+    bench_layer_norm,
+    bench_overhead,
+    bench_softmax,
+)
 from benchmarks.harness import Case
 
 # One line an op file, in the order of the report
 SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "softmax": bench_softmax.cases,
     "layer_norm": bench_layer_norm.cases,
+    "cross_entropy": bench_cross_entropy.cases,
     "adam": bench_adam.cases,
     "overhead": bench_overhead.cases,
 }

@@ -66,6 +66,7 @@ target_link_libraries(fastdl_cuda_emulator_tests PRIVATE
 add_executable(fastdl_emulated_kernel_tests EXCLUDE_FROM_ALL
   ${cuda_emulator}/kernels_main.cpp
   tests/native/test_adam.cpp
+  tests/native/test_cross_entropy.cpp
   tests/native/test_layer_norm.cpp
   tests/native/test_softmax.cpp)
 set_emulator_options(fastdl_emulated_kernel_tests)

@@ -11,6 +11,7 @@
 #include "common/cpu_isa.h"
 #include "common/device_cuda.h"
 #include "common/parallel.h"
+#include "cross_entropy/cross_entropy_torch.h"
 #include "layer_norm/layer_norm_torch.h"
 #include "softmax/softmax_torch.h"
 #include "torch/hand_over.h"
@@ -133,6 +134,9 @@ PYBIND11_MODULE(_C, module) {
   bind_op(module, "softmin", softmax_of<SoftmaxKind::kSoftmin>);
   bind_op(module, "layer_norm", fastdl::layer_norm);
   bind_op(module, "rms_norm", fastdl::rms_norm);
+  bind_op(module, "cross_entropy", fastdl::cross_entropy);
+  bind_op(module, "linear_cross_entropy", fastdl::linear_cross_entropy);
+  bind_op(module, "nll_loss", fastdl::nll_loss);
   bind_op(module, "adam_step", fastdl::adam_step_all);
 
   module.def("hand_over", torch::wrap_pybind_function(fastdl::hand_over));

@@ -67,6 +67,26 @@ Backend emulated(int multiprocessors) {
             const Scratch table(adam_scratch_cuda(args.count));
             expect(adam_step_cuda(args, {}, table.get(), target()));
           },
+          [](BatchNormForwardArgs args) {
+            const Scratch scratch(batch_norm_forward_scratch_cuda(args, target()));
+            args.scratch = scratch.get();
+            expect(batch_norm_forward_cuda(args, target()));
+          },
+          [](BatchNormBackwardArgs args) {
+            const Scratch scratch(batch_norm_backward_scratch_cuda(args, target()));
+            args.scratch = scratch.get();
+            expect(batch_norm_backward_cuda(args, target()));
+          },
+          [](GroupNormForwardArgs args) {
+            const Scratch scratch(group_norm_forward_scratch_cuda(args, target()));
+            args.scratch = scratch.get();
+            expect(group_norm_forward_cuda(args, target()));
+          },
+          [](GroupNormBackwardArgs args) {
+            const Scratch scratch(group_norm_backward_scratch_cuda(args, target()));
+            args.scratch = scratch.get();
+            expect(group_norm_backward_cuda(args, target()));
+          },
           [] { emulator::set_device({processors, capability}); }};
 }
 
@@ -89,6 +109,8 @@ int main() {
   test_softmax();
   test_layer_norm();
   test_adam();
+  test_batch_norm();
+  test_group_norm();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

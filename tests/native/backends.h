@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "adam/adam.h"
+#include "cross_entropy/cross_entropy.h"
 #include "layer_norm/layer_norm.h"
 #include "softmax/softmax.h"
 
@@ -20,6 +21,12 @@ struct Backend {
   void (*norm_forward)(NormForwardArgs);
   void (*norm_backward)(NormBackwardArgs);
   void (*adam_step)(AdamStepArgs);
+  void (*cross_entropy_forward)(CrossEntropyArgs);
+  void (*cross_entropy_backward)(CrossEntropyArgs);
+  void (*target_weight)(TargetWeightArgs);
+  void (*loss_sum)(LossSumArgs);
+  void (*nll_loss_forward)(NllLossArgs);
+  void (*nll_loss_backward)(NllLossArgs);
   void (*select)();  // makes it the one that the functions run on
 };
 

@@ -18,6 +18,12 @@ Backend backend_of() {
           [](NormForwardArgs args) { norm_forward<isa>(args); },
           [](NormBackwardArgs args) { norm_backward<isa>(args); },
           [](AdamStepArgs args) { adam_step<isa>(args); },
+          [](CrossEntropyArgs args) { cross_entropy_forward<isa>(args); },
+          [](CrossEntropyArgs args) { cross_entropy_backward<isa>(args); },
+          [](TargetWeightArgs args) { (void)target_weight<isa>(args); },
+          [](LossSumArgs args) { loss_sum<isa>(args); },
+          [](NllLossArgs args) { nll_loss_forward<isa>(args); },
+          [](NllLossArgs args) { nll_loss_backward<isa>(args); },
           [] {}};
 }
 
@@ -51,6 +57,7 @@ int main() {
   test_softmax();
   test_layer_norm();
   test_adam();
+  test_cross_entropy();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }
