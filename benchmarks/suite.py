@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 
 from benchmarks import (
     bench_activation,
+    bench_adam,
+    bench_batch_norm,
+    bench_cross_entropy,
     bench_dropout,
     bench_elementwise_loss,
     bench_embedding,
     bench_layer_norm,
     bench_optimizers,
-    bench_adam,
-    bench_batch_norm,
-    bench_layer_norm,
     bench_overhead,
     bench_softmax,
 )
@@ -29,6 +29,7 @@ SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "embedding": bench_embedding.cases,
     "optimizers": bench_optimizers.cases,
     "batch_norm": bench_batch_norm.cases,
+    "cross_entropy": bench_cross_entropy.cases,
     "adam": bench_adam.cases,
     "overhead": bench_overhead.cases,
 }

@@ -81,6 +81,31 @@ def dropout_add_layer_norm(
     training: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor] | None: ...
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor | None: ...
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor | None: ...
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+) -> Tensor | None: ...
 def adam_step(
     params: list[Tensor],
     grads: list[Tensor],

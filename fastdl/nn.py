@@ -1,7 +1,10 @@
 """Index of modules: each subclasses the ``torch.nn`` class of the same name."""
 
+import torch
+
 from fastdl.ops.activation import ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from fastdl.ops.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from fastdl.ops.cross_entropy import CrossEntropyLoss, NLLLoss
 from fastdl.ops.dropout import Dropout
 from fastdl.ops.elementwise_loss import BCEWithLogitsLoss, HuberLoss, L1Loss, MSELoss, SmoothL1Loss
 from fastdl.ops.embedding import Embedding
@@ -17,6 +20,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "CrossEntropyLoss",
     "Dropout",
     "Embedding",
     "GroupNorm",
@@ -26,6 +30,7 @@ __all__ = [
     "LeakyReLU",
     "LogSoftmax",
     "MSELoss",
+    "NLLLoss",
     "RMSNorm",
     "ReLU",
     "Sequential",
@@ -36,3 +41,8 @@ __all__ = [
     "Softmin",
     "Tanh",
 ]
+
+if hasattr(torch.nn, "LinearCrossEntropyLoss"):  # from torch 2.13 on
+    from fastdl.ops.linear_cross_entropy import LinearCrossEntropyLoss as LinearCrossEntropyLoss
+
+    __all__ += ["LinearCrossEntropyLoss"]

@@ -132,6 +132,27 @@ CASES = (
 )
 
 
+def indices_for(x: Tensor, dim: int = 1) -> Tensor:
+    """Class indices along `dim` of any logits of this shape, one of them ignored."""
+    target = torch.arange(x.numel() // x.shape[dim], device=x.device) * 5 % x.shape[dim]
+    target[0] = -100
+    return target.reshape(x.shape[:dim] + x.shape[dim + 1 :])
+
+
+CASES += (
+    FunctionCase(
+        "cross_entropy",
+        lambda m, x: m.cross_entropy(x, indices_for(x), label_smoothing=0.1),
+        (7, COLS),
+    ),
+    FunctionCase(
+        "cross_entropy_none",
+        lambda m, x: m.cross_entropy(x, indices_for(x), reduction="none"),
+    ),
+    FunctionCase("nll_loss", lambda m, x: m.nll_loss(x, indices_for(x), reduction="none")),
+)
+
+
 def all_cases(test: Callable[..., None]) -> Callable[..., None]:
     """Runs the test once for each case, as its argument `case`."""
     return pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)(test)

@@ -223,6 +223,75 @@ def group_norm(
     return scaled(normalised.reshape(input.shape), weight, bias)
 
 
+def reduced(losses: Tensor, weights: Tensor, reduction: str) -> Tensor:
+    """The losses as they are, their sum, or that divided by the sum of the weights."""
+    if reduction == "none":
+        return losses
+    return losses.sum() / weights.sum() if reduction == "mean" else losses.sum()
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """-weight[target] * input[target] along the classes."""
+    x, dim = input.double(), min(input.dim() - 1, 1)
+    ignored = target == ignore_index
+    index = target.long().masked_fill(ignored, 0)
+    w = torch.ones(x.shape[dim]).double() if weight is None else weight.double()
+    weights = w[index].masked_fill(ignored, 0)
+    picked = x.gather(dim, index.unsqueeze(dim)).squeeze(dim)
+    return reduced((-w[index] * picked).masked_fill(ignored, 0), weights, reduction)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """cross_entropy of input @ linear_weight.T + linear_bias."""
+    logits = input.double() @ linear_weight.double().T
+    if linear_bias is not None:
+        logits = logits + linear_bias.double()
+    return cross_entropy(logits, target, **options)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """-sum weight * target * log_softmax(input), the target smoothed, along the classes."""
+    dim = min(input.dim() - 1, 1)
+    classes = input.shape[dim]
+    log_probability = log_softmax(input, dim)
+    shape = [classes if d == dim else 1 for d in range(input.dim())]
+    w = (torch.ones(classes) if weight is None else weight).double().reshape(shape)
+    if target.is_floating_point():
+        smoothed = target.double() * (1 - label_smoothing) + label_smoothing / classes
+        losses = -(log_probability * smoothed * w).sum(dim)
+        return reduced(losses, torch.ones_like(losses), reduction)
+    options: Any = {"ignore_index": ignore_index, "reduction": "none"}
+    losses = nll_loss(log_probability, target, weight, **options)
+    if label_smoothing > 0:
+        smooth = -(log_probability * w).sum(dim).masked_fill(target == ignore_index, 0)
+        losses = (1 - label_smoothing) * losses + label_smoothing / classes * smooth
+    index = target.long().masked_fill(target == ignore_index, 0)
+    weights = w.reshape(-1)[index].masked_fill(target == ignore_index, 0)
+    return reduced(losses, weights, reduction)
+
+
 @dataclass
 class AdamState:
     """What Adam keeps for one parameter, in float64; `step` counts the steps taken."""

@@ -61,6 +61,7 @@ def test_exactly_the_known_types_are_converted(name: str) -> None:
         "Embedding": (5, 8),
         "GroupNorm": (2, 8),
         "LayerNorm": (8,),
+        "LinearCrossEntropyLoss": (8, 3),
         "RMSNorm": (8,),
         "Sequential": (nn.BatchNorm1d(8), nn.ReLU()),
     }.get(name, ())

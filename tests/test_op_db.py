@@ -52,7 +52,7 @@ def in_float64(value: Any) -> Any:
     """The same number or tensor for the exact result."""
     if not isinstance(value, Tensor):
         return torch.float64 if isinstance(value, torch.dtype) else value
-    if not value.is_floating_point():
+    if not value.is_floating_point():  # class indices
         return value
     return value.detach().double().requires_grad_(value.requires_grad)
 

@@ -8,15 +8,16 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "activation/activation_torch.h"
+#include "batch_norm/batch_norm_torch.h"
 #include "common/cpu_isa.h"
 #include "common/device_cuda.h"
 #include "common/parallel.h"
+#include "cross_entropy/cross_entropy_torch.h"
 #include "dropout/dropout_torch.h"
 #include "elementwise_loss/elementwise_loss_torch.h"
 #include "embedding/embedding_torch.h"
-#include "layer_norm/dropout_add_layer_norm_torch.h"
-#include "batch_norm/batch_norm_torch.h"
 #include "group_norm/group_norm_torch.h"
+#include "layer_norm/dropout_add_layer_norm_torch.h"
 #include "layer_norm/layer_norm_torch.h"
 #include "optimizer/grad_norm_torch.h"
 #include "optimizer/optimizer_ops_torch.h"
@@ -173,6 +174,9 @@ PYBIND11_MODULE(_C, module) {
   bind_op(module, "elu", activation_with_parameter<ActivationKind::kElu>);
   bind_op(module, "dropout", fastdl::dropout_in_training);
   bind_op(module, "dropout_add_layer_norm", fastdl::dropout_add_layer_norm);
+  bind_op(module, "cross_entropy", fastdl::cross_entropy);
+  bind_op(module, "linear_cross_entropy", fastdl::linear_cross_entropy);
+  bind_op(module, "nll_loss", fastdl::nll_loss);
   bind_op(module, "adam_step", fastdl::adam_step_all);
   bind_op(module, "sgd_step", fastdl::sgd_step_all);
   bind_op(module, "adagrad_step", fastdl::adagrad_step_all);

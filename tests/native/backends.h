@@ -7,12 +7,13 @@
 #include <vector>
 
 #include "activation/activation.h"
+#include "batch_norm/batch_norm.h"
+#include "cross_entropy/cross_entropy.h"
 #include "dropout/dropout.h"
 #include "elementwise_loss/elementwise_loss.h"
 #include "embedding/embedding.h"
-#include "layer_norm/dropout_add_layer_norm.h"
-#include "batch_norm/batch_norm.h"
 #include "group_norm/group_norm.h"
+#include "layer_norm/dropout_add_layer_norm.h"
 #include "layer_norm/layer_norm.h"
 #include "optimizer/grad_norm.h"
 #include "optimizer/optimizer.h"
@@ -48,6 +49,12 @@ struct Backend {
   void (*batch_norm_backward)(BatchNormBackwardArgs);
   void (*group_norm_forward)(GroupNormForwardArgs);
   void (*group_norm_backward)(GroupNormBackwardArgs);
+  void (*cross_entropy_forward)(CrossEntropyArgs);
+  void (*cross_entropy_backward)(CrossEntropyArgs);
+  void (*target_weight)(TargetWeightArgs);
+  void (*loss_sum)(LossSumArgs);
+  void (*nll_loss_forward)(NllLossArgs);
+  void (*nll_loss_backward)(NllLossArgs);
   void (*select)();  // makes it the one that the functions run on
 };
 

@@ -66,21 +66,27 @@ Backend backend_of() {
           [](const GradTensor* tensors, int64_t count, const double* coefficient) {
             scale_grads<isa>(tensors, count, *coefficient);
           },
+          [](CrossEntropyArgs args) { cross_entropy_forward<isa>(args); },
+          [](CrossEntropyArgs args) { cross_entropy_backward<isa>(args); },
+          [](TargetWeightArgs args) { (void)target_weight<isa>(args); },
+          [](LossSumArgs args) { loss_sum<isa>(args); },
+          [](NllLossArgs args) { nll_loss_forward<isa>(args); },
+          [](NllLossArgs args) { nll_loss_backward<isa>(args); },
           [] {}};
 }
 
-  std::vector<Backend> instruction_sets() {
-    std::vector<Backend> all = {backend_of<CpuIsa::kDefault>()};
+std::vector<Backend> instruction_sets() {
+  std::vector<Backend> all = {backend_of<CpuIsa::kDefault>()};
 #if defined(__x86_64__)
   if (cpu_isa() >= CpuIsa::kAvx2) all.push_back(backend_of<CpuIsa::kAvx2>());
 #endif
 #if defined(FASTDL_WITH_AVX512)
   if (cpu_isa() >= CpuIsa::kAvx512) all.push_back(backend_of<CpuIsa::kAvx512>());
-    if (cpu_isa() >= CpuIsa::kAvx2) all.push_back(backend_of<CpuIsa::kAvx2>());
-    if (cpu_isa() >= CpuIsa::kAvx512) all.push_back(backend_of<CpuIsa::kAvx512>());
+  if (cpu_isa() >= CpuIsa::kAvx2) all.push_back(backend_of<CpuIsa::kAvx2>());
+  if (cpu_isa() >= CpuIsa::kAvx512) all.push_back(backend_of<CpuIsa::kAvx512>());
 #endif
-    return all;
-  }
+  return all;
+}
 
 }  // namespace
 
@@ -112,6 +118,7 @@ int main() {
   test_grad_norm();
   test_batch_norm();
   test_group_norm();
+  test_cross_entropy();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }
