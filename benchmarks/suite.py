@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from benchmarks import bench_adam, bench_layer_norm, bench_overhead, bench_softmax
+from benchmarks import bench_adam, bench_layer_norm, bench_overhead, bench_pool, bench_softmax
 from benchmarks.harness import Case
 
 # One line an op file, in the order of the report
@@ -12,6 +12,7 @@ SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "softmax": bench_softmax.cases,
     "layer_norm": bench_layer_norm.cases,
     "adam": bench_adam.cases,
+    "pool": bench_pool.cases,
     "overhead": bench_overhead.cases,
 }
 

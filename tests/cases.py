@@ -71,6 +71,8 @@ CASES = (
         parameter_shapes=((COLS,),),
     ),
     FunctionCase("rms_norm_plain", lambda m, x: m.rms_norm(x, (5, COLS), eps=1e-6)),
+    FunctionCase("max_pool2d", lambda m, x: m.max_pool2d(x, 3, 1, 1)),
+    FunctionCase("avg_pool2d", lambda m, x: m.avg_pool2d(x, 3, 1, 1)),
 )
 
 

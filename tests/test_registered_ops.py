@@ -59,6 +59,54 @@ def layer_norm_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
     return samples
 
 
+# kernel, stride, padding, dilation, output; and the size that is pooled
+POOL_WINDOWS = [
+    ([3, 2], [2, 1], [1, 0], [1, 1], [4, 5], (2, 3, 7, 6)),
+    ([3], [2], [1], [1], [5], (2, 3, 9)),
+    ([], [], [], [], [3, 2], (3, 7, 5)),
+    ([20, 20], [1, 1], [0, 0], [1, 1], [1, 2], (2, 3, 20, 21)),
+]
+
+
+POOL_TO_2: list[list[int]] = [[], [], [], [], [2]]
+
+
+def pool_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    samples = []
+    for *windows, shape in POOL_WINDOWS:
+        for layout in ("contiguous", "channels_last"):
+            x = random_tensor(shape, dtype, layout).requires_grad_(requires_grad)
+            samples.append((x, *windows))
+    return samples
+
+
+def pool_results(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """For each sample its output, the offsets and what backward needs to know."""
+    results = []
+    for x, *windows in pool_samples(dtype, False):
+        output, offsets = OPS.max_pool_forward(x, *windows)
+        channels_last = not x.is_contiguous()
+        results.append((output, offsets, [list(x.shape), *windows], channels_last))
+    return results
+
+
+def max_pool_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [(output, offsets, *rest, last) for output, offsets, rest, last in pool_results(dtype)]
+
+
+def max_pool_indices_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [(offsets, *rest, last) for _, offsets, rest, last in pool_results(dtype)]
+
+
+def avg_pool_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    samples = pool_samples(dtype, requires_grad)
+    return [(*sample, divisor == 0, divisor) for sample in samples for divisor in (0, 3)]
+
+
+def avg_pool_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [(output, *rest, False, 0, last) for output, _, rest, last in pool_results(dtype)]
+
+
 def adam_samples(dtype: torch.dtype, amsgrad: bool = False) -> list[tuple[Any, ...]]:
     shapes = [(3, 5), (0,), (17,)]
     lists = [[random_tensor(shape, dtype).abs() for shape in shapes] for _ in range(5)]
@@ -85,6 +133,13 @@ def test_every_registered_op_is_checked_here() -> None:
         "layer_norm_forward",
         "layer_norm_backward",
         "adam_",
+        "max_pool",
+        "max_pool_with_indices",
+        "max_pool_forward",
+        "max_pool_indices",
+        "max_pool_backward",
+        "avg_pool",
+        "avg_pool_backward",
     }
 
 
@@ -92,8 +147,14 @@ def test_every_registered_op_is_checked_here() -> None:
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize(
     ("name", "samples"),
-    [("softmax", softmax_samples), ("layer_norm", layer_norm_samples)],
-    ids=["softmax", "layer_norm"],
+    [
+        ("softmax", softmax_samples),
+        ("layer_norm", layer_norm_samples),
+        ("max_pool", pool_samples),
+        ("max_pool_with_indices", pool_samples),
+        ("avg_pool", avg_pool_samples),
+    ],
+    ids=["softmax", "layer_norm", "max_pool", "max_pool_with_indices", "avg_pool"],
 )
 def test_opcheck_of_forward_ops(
     name: str,
@@ -114,8 +175,22 @@ def test_opcheck_of_forward_ops(
         ("layer_norm_backward", layer_norm_backward_samples),
         ("adam_", adam_samples),
         ("adam_", lambda dtype: adam_samples(dtype, amsgrad=True)),
+        ("max_pool_forward", lambda dtype: pool_samples(dtype, False)),
+        ("max_pool_indices", max_pool_indices_samples),
+        ("max_pool_backward", max_pool_backward_samples),
+        ("avg_pool_backward", avg_pool_backward_samples),
     ],
-    ids=["softmax_backward", "layer_norm_forward", "layer_norm_backward", "adam_", "adam_amsgrad"],
+    ids=[
+        "softmax_backward",
+        "layer_norm_forward",
+        "layer_norm_backward",
+        "adam_",
+        "adam_amsgrad",
+        "max_pool_forward",
+        "max_pool_indices",
+        "max_pool_backward",
+        "avg_pool_backward",
+    ],
 )
 def test_opcheck_of_other_ops(
     name: str, samples: Callable[[torch.dtype], list[tuple[Any, ...]]], dtype: torch.dtype
@@ -132,6 +207,11 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
         *((OPS.layer_norm, sample) for sample in layer_norm_samples(dtype, False)),
         *((OPS.layer_norm_forward, sample) for sample in layer_norm_samples(dtype, False)),
         *((OPS.layer_norm_backward, sample) for sample in layer_norm_backward_samples(dtype)),
+        *((OPS.max_pool, sample) for sample in pool_samples(dtype, False)),
+        *((OPS.max_pool_with_indices, sample) for sample in pool_samples(dtype, False)),
+        *((OPS.max_pool_backward, sample) for sample in max_pool_backward_samples(dtype)),
+        *((OPS.avg_pool, sample) for sample in avg_pool_samples(dtype, False)),
+        *((OPS.avg_pool_backward, sample) for sample in avg_pool_backward_samples(dtype)),
     ]
     for op, sample in calls:
         meta = [v.to("meta") if isinstance(v, Tensor) else v for v in sample]
@@ -153,6 +233,17 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
         (lambda x: OPS.layer_norm(x, [5], None, None, 1e-5, 0), "normalized_shape"),
         (lambda x: OPS.layer_norm(x, [4], torch.ones(3), None, 1e-5, 0), "shape"),
         (lambda x: OPS.layer_norm(x.int(), [4], None, None, 1e-5, 0), "no kernel"),
+        (lambda x: OPS.max_pool(x, [2], [2], [0], [1, 1], [2]), "numbers each"),
+        (lambda x: OPS.max_pool(x, [2], [2], [0], [1], [3]), "no pooling"),
+        (lambda x: OPS.max_pool(x, [2], [0], [0], [1], [2]), "no pooling"),
+        (lambda x: OPS.max_pool(x, [2], [1], [1], [5], [1]), "no pooling"),
+        (lambda x: OPS.max_pool(x, [], [], [], [], [0]), "pooling of size"),
+        (lambda x: OPS.max_pool(x, [], [], [], [], [1, 1]), "dimensions"),
+        (lambda x: OPS.max_pool(x.int(), [], [], [], [], [2]), "no pooling kernel"),
+        (lambda x: OPS.avg_pool(x, [2], [2], [0], [2], [1], True, 0), "dilation"),
+        (lambda x: OPS.max_pool_backward(x, x.byte(), [3, 4], *POOL_TO_2, False), "be of size"),
+        (lambda x: OPS.max_pool_indices(x, [3, 4], *POOL_TO_2, False), "have size"),
+        (lambda x: OPS.avg_pool_backward(x, [3, 9], *POOL_TO_2, True, 0, False), "has size"),
     ],
 )
 def test_wrong_arguments_are_an_error_and_not_a_crash(

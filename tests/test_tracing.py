@@ -21,6 +21,14 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "LayerNorm": lambda: fastdl.nn.LayerNorm(8),
     "LayerNorm no bias": lambda: fastdl.nn.LayerNorm(8, bias=False),
     "RMSNorm": lambda: fastdl.nn.RMSNorm((7, 8)),
+    "MaxPool1d": lambda: fastdl.nn.MaxPool1d(3, 2, 1),
+    "MaxPool2d": lambda: fastdl.nn.MaxPool2d(3, 2, 1),
+    "AvgPool1d": lambda: fastdl.nn.AvgPool1d(3, 2, 1),
+    "AvgPool2d": lambda: fastdl.nn.AvgPool2d(3, 2, 1),
+    "AdaptiveMaxPool1d": lambda: fastdl.nn.AdaptiveMaxPool1d(2),
+    "AdaptiveMaxPool2d": lambda: fastdl.nn.AdaptiveMaxPool2d(2),
+    "AdaptiveAvgPool1d": lambda: fastdl.nn.AdaptiveAvgPool1d(2),
+    "AdaptiveAvgPool2d": lambda: fastdl.nn.AdaptiveAvgPool2d(2),
 }
 
 all_modules = pytest.mark.parametrize("make", MODULES.values(), ids=list(MODULES))
@@ -31,13 +39,19 @@ def fresh_compiler() -> None:
     torch.compiler.reset()
 
 
+def input_of(module: nn.Module) -> Tensor:
+    """An input that the module takes."""
+    return torch.randn(SHAPE[1:] if type(module).__name__.endswith("1d") else SHAPE)
+
+
 def test_every_module_is_traced_here() -> None:
     assert {type(make()).__name__ for make in MODULES.values()} == set(fastdl.nn.__all__)
 
 
 @all_modules
 def test_compile_takes_the_whole_module(make: Callable[[], nn.Module]) -> None:
-    module, x = make(), torch.randn(SHAPE, requires_grad=True)
+    module = make()
+    x = input_of(module).requires_grad_()
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     fast, eager = compiled(x), module(x)
     assert_alike(fast, eager)
@@ -47,7 +61,8 @@ def test_compile_takes_the_whole_module(make: Callable[[], nn.Module]) -> None:
 
 @all_modules
 def test_compile_through_the_joint_graph(make: Callable[[], nn.Module]) -> None:
-    module, x = make(), torch.randn(SHAPE, requires_grad=True)
+    module = make()
+    x = input_of(module).requires_grad_()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
     for batch in (3, 2):
         fast, eager = compiled(x[:batch]), module(x[:batch])
@@ -78,7 +93,8 @@ def test_compiled_functions_are_native_ones_that_the_compiler_can_fuse(case: Fun
 def test_export_gives_the_program_of_the_torch_module(
     make: Callable[[], nn.Module], strict: bool
 ) -> None:
-    module, x = make().eval(), torch.randn(SHAPE)
+    module = make().eval()
+    x = input_of(module)
     program = torch.export.export(module, (x,), strict=strict)
     torch.testing.assert_close(program.module()(x), module(x))
     native = fastdl.revert(make()).eval()
@@ -94,7 +110,7 @@ def test_export_gives_the_program_of_the_torch_module(
 @all_modules
 def test_symbolic_trace_of_a_model_gives_the_same_result(make: Callable[[], nn.Module]) -> None:
     # torch.fx keeps torch.nn modules as leaves, and traces through classes of other packages.
-    model, x = nn.Sequential(make(), nn.Identity()), torch.randn(SHAPE)
+    model, x = nn.Sequential(make(), nn.Identity()), input_of(make())
     torch.testing.assert_close(fx.symbolic_trace(model)(x), model(x))
 
 
@@ -109,7 +125,8 @@ def test_functions_are_recorded_by_symbolic_trace(case: FunctionCase) -> None:
 @all_modules
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_jit_trace_gives_the_same_result(make: Callable[[], nn.Module]) -> None:
-    module, x = make().eval(), torch.randn(SHAPE)
+    module = make().eval()
+    x = input_of(module)
     traced = torch.jit.trace(module, (x,))
     other = torch.randn(SHAPE)
     torch.testing.assert_close(traced(other), module(other))

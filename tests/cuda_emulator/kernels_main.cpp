@@ -67,6 +67,11 @@ Backend emulated(int multiprocessors) {
             const Scratch table(adam_scratch_cuda(args.count));
             expect(adam_step_cuda(args, {}, table.get(), target()));
           },
+          [](MaxPoolForwardArgs args) { expect(max_pool_forward_cuda(args, target())); },
+          [](MaxPoolBackwardArgs args) { expect(max_pool_backward_cuda(args, target())); },
+          [](MaxPoolIndicesArgs args) { expect(max_pool_indices_cuda(args, target())); },
+          [](AveragePoolArgs args) { expect(average_pool_forward_cuda(args, target())); },
+          [](AveragePoolArgs args) { expect(average_pool_backward_cuda(args, target())); },
           [] { emulator::set_device({processors, capability}); }};
 }
 
@@ -89,6 +94,7 @@ int main() {
   test_softmax();
   test_layer_norm();
   test_adam();
+  test_pool();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

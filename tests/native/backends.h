@@ -8,6 +8,7 @@
 
 #include "adam/adam.h"
 #include "layer_norm/layer_norm.h"
+#include "pool/pool.h"
 #include "softmax/softmax.h"
 
 namespace fastdl::testing {
@@ -20,6 +21,11 @@ struct Backend {
   void (*norm_forward)(NormForwardArgs);
   void (*norm_backward)(NormBackwardArgs);
   void (*adam_step)(AdamStepArgs);
+  void (*max_pool_forward)(MaxPoolForwardArgs);
+  void (*max_pool_backward)(MaxPoolBackwardArgs);
+  void (*max_pool_indices)(MaxPoolIndicesArgs);
+  void (*average_pool_forward)(AveragePoolArgs);
+  void (*average_pool_backward)(AveragePoolArgs);
   void (*select)();  // makes it the one that the functions run on
 };
 

@@ -18,6 +18,11 @@ Backend backend_of() {
           [](NormForwardArgs args) { norm_forward<isa>(args); },
           [](NormBackwardArgs args) { norm_backward<isa>(args); },
           [](AdamStepArgs args) { adam_step<isa>(args); },
+          [](MaxPoolForwardArgs args) { max_pool_forward<isa>(args); },
+          [](MaxPoolBackwardArgs args) { max_pool_backward<isa>(args); },
+          [](MaxPoolIndicesArgs args) { max_pool_indices<isa>(args); },
+          [](AveragePoolArgs args) { average_pool_forward<isa>(args); },
+          [](AveragePoolArgs args) { average_pool_backward<isa>(args); },
           [] {}};
 }
 
@@ -51,6 +56,7 @@ int main() {
   test_softmax();
   test_layer_norm();
   test_adam();
+  test_pool();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }
