@@ -15,6 +15,7 @@ from benchmarks import (
     bench_layer_norm,
     bench_optimizers,
     bench_overhead,
+    bench_pool,
     bench_softmax,
 )
 from benchmarks.harness import Case
@@ -31,6 +32,7 @@ SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "batch_norm": bench_batch_norm.cases,
     "cross_entropy": bench_cross_entropy.cases,
     "adam": bench_adam.cases,
+    "pool": bench_pool.cases,
     "overhead": bench_overhead.cases,
 }
 

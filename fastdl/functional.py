@@ -19,6 +19,12 @@ from fastdl.ops.linear_cross_entropy import linear_cross_entropy
 from fastdl.ops.softmax import log_softmax, softmax, softmin
 
 __all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
     "batch_norm",
     "batch_norm_relu",
     "binary_cross_entropy_with_logits",
@@ -35,6 +41,8 @@ __all__ = [
     "leaky_relu",
     "linear_cross_entropy",
     "log_softmax",
+    "max_pool1d",
+    "max_pool2d",
     "mse_loss",
     "nll_loss",
     "relu",

@@ -150,6 +150,8 @@ CASES += (
         lambda m, x: m.cross_entropy(x, indices_for(x), reduction="none"),
     ),
     FunctionCase("nll_loss", lambda m, x: m.nll_loss(x, indices_for(x), reduction="none")),
+    FunctionCase("max_pool2d", lambda m, x: m.max_pool2d(x, 3, 1, 1)),
+    FunctionCase("avg_pool2d", lambda m, x: m.avg_pool2d(x, 3, 1, 1)),
 )
 
 

@@ -215,6 +215,54 @@ def linear_cross_entropy_backward_samples(dtype: torch.dtype) -> list[tuple[Any,
     return samples
 
 
+# kernel, stride, padding, dilation, output; and the size that is pooled
+POOL_WINDOWS = [
+    ([3, 2], [2, 1], [1, 0], [1, 1], [4, 5], (2, 3, 7, 6)),
+    ([3], [2], [1], [1], [5], (2, 3, 9)),
+    ([], [], [], [], [3, 2], (3, 7, 5)),
+    ([20, 20], [1, 1], [0, 0], [1, 1], [1, 2], (2, 3, 20, 21)),
+]
+
+
+POOL_TO_2: list[list[int]] = [[], [], [], [], [2]]
+
+
+def pool_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    samples = []
+    for *windows, shape in POOL_WINDOWS:
+        for layout in ("contiguous", "channels_last"):
+            x = random_tensor(shape, dtype, layout).requires_grad_(requires_grad)
+            samples.append((x, *windows))
+    return samples
+
+
+def pool_results(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """For each sample its output, the offsets and what backward needs to know."""
+    results = []
+    for x, *windows in pool_samples(dtype, False):
+        output, offsets = OPS.max_pool_forward(x, *windows)
+        channels_last = not x.is_contiguous()
+        results.append((output, offsets, [list(x.shape), *windows], channels_last))
+    return results
+
+
+def max_pool_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [(output, offsets, *rest, last) for output, offsets, rest, last in pool_results(dtype)]
+
+
+def max_pool_indices_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [(offsets, *rest, last) for _, offsets, rest, last in pool_results(dtype)]
+
+
+def avg_pool_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    samples = pool_samples(dtype, requires_grad)
+    return [(*sample, divisor == 0, divisor) for sample in samples for divisor in (0, 3)]
+
+
+def avg_pool_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [(output, *rest, False, 0, last) for output, _, rest, last in pool_results(dtype)]
+
+
 def adam_samples(dtype: torch.dtype, amsgrad: bool = False) -> list[tuple[Any, ...]]:
     shapes = [(3, 5), (0,), (17,)]
     lists = [[random_tensor(shape, dtype).abs() for shape in shapes] for _ in range(5)]
@@ -334,6 +382,13 @@ def test_every_registered_op_is_checked_here() -> None:
         "linear_cross_entropy",
         "linear_cross_entropy_forward",
         "linear_cross_entropy_backward",
+        "max_pool",
+        "max_pool_with_indices",
+        "max_pool_forward",
+        "max_pool_indices",
+        "max_pool_backward",
+        "avg_pool",
+        "avg_pool_backward",
     }
 
 
@@ -354,6 +409,9 @@ def test_every_registered_op_is_checked_here() -> None:
         ("cross_entropy", cross_entropy_samples),
         ("nll_loss", nll_loss_samples),
         ("linear_cross_entropy", linear_cross_entropy_samples),
+        ("max_pool", pool_samples),
+        ("max_pool_with_indices", pool_samples),
+        ("avg_pool", avg_pool_samples),
     ],
 )
 def test_opcheck_of_forward_ops(
@@ -400,6 +458,10 @@ def test_opcheck_of_forward_ops(
         ("nll_loss_backward", nll_loss_backward_samples),
         ("linear_cross_entropy_forward", linear_cross_entropy_forward_samples),
         ("linear_cross_entropy_backward", linear_cross_entropy_backward_samples),
+        ("max_pool_forward", lambda dtype: pool_samples(dtype, False)),
+        ("max_pool_indices", max_pool_indices_samples),
+        ("max_pool_backward", max_pool_backward_samples),
+        ("avg_pool_backward", avg_pool_backward_samples),
     ],
 )
 def test_opcheck_of_other_ops(
@@ -450,6 +512,11 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
             (OPS.linear_cross_entropy_backward, s)
             for s in linear_cross_entropy_backward_samples(dtype)
         ),
+        *((OPS.max_pool, sample) for sample in pool_samples(dtype, False)),
+        *((OPS.max_pool_with_indices, sample) for sample in pool_samples(dtype, False)),
+        *((OPS.max_pool_backward, sample) for sample in max_pool_backward_samples(dtype)),
+        *((OPS.avg_pool, sample) for sample in avg_pool_samples(dtype, False)),
+        *((OPS.avg_pool_backward, sample) for sample in avg_pool_backward_samples(dtype)),
     ]
     for op, sample in calls:
         meta = [v.to("meta") if isinstance(v, Tensor) else v for v in sample]
@@ -506,6 +573,17 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
         (lambda x: OPS.dropout(x.int(), 0.5, 0), "no kernel"),
         (lambda x: OPS.dropout_add_layer_norm(x, x[:2], [4], None, None, 0, 0, 1e-5), "residual"),
         (lambda x: OPS.dropout_add_layer_norm(x, x, [4], None, None, 1, 0, 1e-5), "p must be"),
+        (lambda x: OPS.max_pool(x, [2], [2], [0], [1, 1], [2]), "numbers each"),
+        (lambda x: OPS.max_pool(x, [2], [2], [0], [1], [3]), "no pooling"),
+        (lambda x: OPS.max_pool(x, [2], [0], [0], [1], [2]), "no pooling"),
+        (lambda x: OPS.max_pool(x, [2], [1], [1], [5], [1]), "no pooling"),
+        (lambda x: OPS.max_pool(x, [], [], [], [], [0]), "pooling of size"),
+        (lambda x: OPS.max_pool(x, [], [], [], [], [1, 1]), "dimensions"),
+        (lambda x: OPS.max_pool(x.int(), [], [], [], [], [2]), "no pooling kernel"),
+        (lambda x: OPS.avg_pool(x, [2], [2], [0], [2], [1], True, 0), "dilation"),
+        (lambda x: OPS.max_pool_backward(x, x.byte(), [3, 4], *POOL_TO_2, False), "be of size"),
+        (lambda x: OPS.max_pool_indices(x, [3, 4], *POOL_TO_2, False), "have size"),
+        (lambda x: OPS.avg_pool_backward(x, [3, 9], *POOL_TO_2, True, 0, False), "has size"),
     ],
 )
 def test_wrong_arguments_are_an_error_and_not_a_crash(

@@ -17,6 +17,7 @@
 #include "layer_norm/layer_norm.h"
 #include "optimizer/grad_norm.h"
 #include "optimizer/optimizer.h"
+#include "pool/pool.h"
 #include "softmax/softmax.h"
 
 namespace fastdl::testing {
@@ -55,6 +56,11 @@ struct Backend {
   void (*loss_sum)(LossSumArgs);
   void (*nll_loss_forward)(NllLossArgs);
   void (*nll_loss_backward)(NllLossArgs);
+  void (*max_pool_forward)(MaxPoolForwardArgs);
+  void (*max_pool_backward)(MaxPoolBackwardArgs);
+  void (*max_pool_indices)(MaxPoolIndicesArgs);
+  void (*average_pool_forward)(AveragePoolArgs);
+  void (*average_pool_backward)(AveragePoolArgs);
   void (*select)();  // makes it the one that the functions run on
 };
 

@@ -72,6 +72,11 @@ Backend backend_of() {
           [](LossSumArgs args) { loss_sum<isa>(args); },
           [](NllLossArgs args) { nll_loss_forward<isa>(args); },
           [](NllLossArgs args) { nll_loss_backward<isa>(args); },
+          [](MaxPoolForwardArgs args) { max_pool_forward<isa>(args); },
+          [](MaxPoolBackwardArgs args) { max_pool_backward<isa>(args); },
+          [](MaxPoolIndicesArgs args) { max_pool_indices<isa>(args); },
+          [](AveragePoolArgs args) { average_pool_forward<isa>(args); },
+          [](AveragePoolArgs args) { average_pool_backward<isa>(args); },
           [] {}};
 }
 
@@ -119,6 +124,7 @@ int main() {
   test_batch_norm();
   test_group_norm();
   test_cross_entropy();
+  test_pool();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }
