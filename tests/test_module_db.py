@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.tensors import DTYPES, dtype_name
 pytest.importorskip("expecttest", reason="the database of torch needs expecttest")
 from torch.testing._internal.common_modules import (
     FunctionInput,
+    ModuleErrorEnum,
     ModuleInfo,
     ModuleInput,
     module_db,
@@ -72,7 +74,9 @@ def test_values_and_gradients_are_those_of_torch(
     for input in module_inputs(info, dtype, training):
         fast = construct(twin(info), input, dtype).train(training)
         native = construct(info.module_cls, input, dtype).train(training)
-        with fastdl.strict():
+        # torch alone decides what batch_norm makes of an empty tensor.
+        empty = input.forward_input.args[0].numel() == 0
+        with nullcontext() if empty else fastdl.strict():
             actual = run(fast, input)
         expected = run(native, input)
         arguments = input.forward_input
@@ -105,10 +109,19 @@ def test_error_inputs_raise_what_torch_raises(info: ModuleInfo) -> None:
     for error in info.module_error_inputs_func(
         info, torch.get_default_device(), torch.float32, False, True
     ):
-        arguments = error.module_error_input.constructor_input
+        at_forward = error.error_on == ModuleErrorEnum.FORWARD_ERROR
+
+        def provoke(
+            cls: type[nn.Module],
+            input: ModuleInput = error.module_error_input,
+            at_forward: bool = at_forward,
+        ) -> Any:
+            module = cls(*input.constructor_input.args, **input.constructor_input.kwargs)
+            return module(*input.forward_input.args) if at_forward else module
+
         outcome = assert_same_outcome(
-            lambda: twin(info)(*arguments.args, **arguments.kwargs),  # noqa: B023
-            lambda: info.module_cls(*arguments.args, **arguments.kwargs),  # noqa: B023
+            lambda: provoke(twin(info)),  # noqa: B023
+            lambda: provoke(info.module_cls),  # noqa: B023
             warnings=False,
         )
         assert outcome.error is not None
