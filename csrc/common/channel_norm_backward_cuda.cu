@@ -9,6 +9,9 @@
 namespace fastdl {
 namespace {
 
+// Vectors of each input that a thread loads at once; 4 would leave room for one block alone.
+constexpr int kInFlight = 2;
+
 template <class A>
 struct GradientSums {
   A sum, product;
@@ -54,7 +57,7 @@ struct GradientVectors {
 };
 
 template <class T, int W>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, 2)
     channel_gradient_sums_of_part(ChannelTensors tensors, ChannelWalk walk, void* sums) {
   using A = Accumulate<T>;
   Walker walker(walk);
@@ -80,7 +83,7 @@ __global__ void __launch_bounds__(kChannelThreads)
 
 // A warp has a statistic, or a channel.
 template <class A>
-__global__ void __launch_bounds__(kChannelThreads) channel_factors_of_sums(ChannelFactors args) {
+__global__ void __launch_bounds__(kChannelThreads, 2) channel_factors_of_sums(ChannelFactors args) {
   const auto* const sums = static_cast<const GradientSums<A>*>(args.sums);
   const A* const rstd = static_cast<const A*>(args.rstd);
   const int lane = threadIdx.x % kWarp;
@@ -88,16 +91,25 @@ __global__ void __launch_bounds__(kChannelThreads) channel_factors_of_sums(Chann
   const int64_t unit =
       static_cast<int64_t>(blockIdx.x) * (kChannelThreads / kWarp) + threadIdx.x / kWarp;
   const bool is_statistic = unit < statistics, exists = unit < statistics + args.channels;
-  const int64_t channel = unit - statistics, samples = args.columns / args.channels;
-  const int64_t items = exists ? (is_statistic ? each : samples) * args.parts : 0;
+  const int64_t channel = is_statistic ? unit * each % args.channels : unit - statistics;
+  // A statistic has `each` neighbouring columns, a channel one of every sample.
+  const int64_t items = !exists ? 0 : is_statistic ? each : args.columns / args.channels;
+  const int64_t first = is_statistic ? unit * each : channel;
+  const int64_t step = is_statistic ? 1 : args.channels;
+  const int64_t first_statistic = channel / each, statistics_step = args.channels / each;
+  // Lanes take items, or of a few items the parts.
+  const bool by_part = args.parts > 1;
   A all[2] = {0, 0};
-  for (int64_t i = lane; i < items; i += kWarp) {
-    const int64_t item = i / args.parts;
-    const int64_t column = is_statistic ? unit * each + item : item * args.channels + channel;
-    const GradientSums<A> of_part = sums[i % args.parts * args.columns + column];
-    const A weight = parameter<A>(args.weight, args.weight_dtype, column % args.channels, 1);
-    all[0] += is_statistic ? weight * of_part.sum : of_part.sum;
-    all[1] += of_part.product * (is_statistic ? weight : rstd[column / each]);
+  for (int64_t item = by_part ? 0 : lane; item < items; item += by_part ? 1 : kWarp) {
+    const int64_t column = first + item * step;
+    const A weight =
+        is_statistic ? parameter<A>(args.weight, args.weight_dtype, channel + item, 1) : A(1);
+    const A factor = is_statistic ? weight : rstd[first_statistic + item * statistics_step];
+    for (int64_t part = by_part ? lane : 0; part < args.parts; part += by_part ? kWarp : 1) {
+      const GradientSums<A> of_part = sums[part * args.columns + column];
+      all[0] += weight * of_part.sum;
+      all[1] += factor * of_part.product;
+    }
   }
   warp_reduce<Sum>(all);
   if (!exists || lane > 0) return;
@@ -112,7 +124,7 @@ __global__ void __launch_bounds__(kChannelThreads) channel_factors_of_sums(Chann
 }
 
 template <class T, int W>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, 2)
     channel_differentiate_part(ChannelTensors tensors, ChannelWalk walk) {
   using A = Accumulate<T>;
   Walker walker(walk);

@@ -14,7 +14,6 @@
 namespace fastdl {
 
 inline constexpr int kChannelThreads = 256;
-inline constexpr int kInFlight = 4;  // vectors that a thread loads at once
 
 // A thread's way over its part
 struct Walker {
@@ -44,11 +43,12 @@ struct Walker {
     step_offset = groups % walk.run_vectors;
   }
 
-  // The positions of up to kInFlight vectors; gives how many there are.
-  __device__ __forceinline__ int next(const ChannelWalk& walk, int64_t (&positions)[kInFlight]) {
-    const int count = static_cast<int>(min(left, static_cast<int64_t>(kInFlight)));
+  // The positions of up to K vectors; gives how many there are.
+  template <int K>
+  __device__ __forceinline__ int next(const ChannelWalk& walk, int64_t (&positions)[K]) {
+    const int count = static_cast<int>(min(left, static_cast<int64_t>(K)));
 #pragma unroll
-    for (int k = 0; k < kInFlight; ++k) {
+    for (int k = 0; k < K; ++k) {
       positions[k] = base + run * walk.run_stride + offset * walk.width;
       run += step_runs;
       offset += step_offset;
@@ -62,12 +62,11 @@ struct Walker {
   }
 };
 
-template <class T, int W>
-__device__ __forceinline__ void load_vectors(const void* data,
-                                             const int64_t (&positions)[kInFlight], int count,
-                                             Vector<T, W> (&vectors)[kInFlight]) {
+template <class T, int W, int K>
+__device__ __forceinline__ void load_vectors(const void* data, const int64_t (&positions)[K],
+                                             int count, Vector<T, W> (&vectors)[K]) {
 #pragma unroll
-  for (int k = 0; k < kInFlight; ++k) {
+  for (int k = 0; k < K; ++k) {
     if (k < count) vectors[k] = load_vector<W>(static_cast<const T*>(data) + positions[k]);
   }
 }

@@ -11,6 +11,8 @@
 namespace fastdl {
 namespace {
 
+constexpr int kInFlight = 4;  // vectors that a thread loads at once
+
 template <class A>
 struct Moments {
   A count, mean, squares;
@@ -30,7 +32,7 @@ struct Moments {
 };
 
 template <class T, int W>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, 2)
     channel_moments_of_part(ChannelTensors tensors, ChannelWalk walk, void* moments) {
   using A = Accumulate<T>;
   Walker walker(walk);
@@ -68,7 +70,7 @@ __global__ void __launch_bounds__(kChannelThreads)
 
 // A warp has a column.
 template <class A>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, 2)
     channel_statistics_of_column(ChannelStatistics args) {
   const int lane = threadIdx.x % kWarp;
   const int64_t column =
@@ -103,7 +105,7 @@ __global__ void __launch_bounds__(kChannelThreads)
 }
 
 template <class T, int W>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, 2)
     channel_normalise_part(ChannelTensors tensors, ChannelWalk walk) {
   using A = Accumulate<T>;
   Walker walker(walk);
