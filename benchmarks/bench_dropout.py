@@ -58,9 +58,39 @@ def dropout_case(
     return replace(case, bytes_moved=moved, error_ratio=no_error_ratio)
 
 
+def fused(values: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The end of a transformer's sublayer in one call."""
+    function = fastdl.functional.dropout_add_layer_norm
+    return function(values, residual, weight.shape, weight, bias, P)
+
+
+def separate(values: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same in three."""
+    return F.layer_norm(F.dropout(values, P) + residual, weight.shape, weight, bias)
+
+
+def fused_case(direction: str, shape: tuple[int, ...], dtype: torch.dtype, full_only: bool) -> Case:
+    """Against the calls that it stands for."""
+    case = function_case(
+        op="dropout_add_layer_norm",
+        direction=direction,
+        shape="x".join(map(str, shape)),
+        group=f"dropout_add_layer_norm {direction}",
+        dtype=dtype,
+        input_shapes=[shape, shape, shape[-1:], shape[-1:]],
+        fast=fused,
+        native=separate,
+        full_only=full_only,
+    )
+    # Forward two tensors in and two out, the sum being one; so the backward.
+    moved = 4 * torch.Size(shape).numel() * dtype.itemsize
+    return replace(case, bytes_moved=moved, error_ratio=no_error_ratio)
+
+
 def cases(device: str = "cpu") -> Iterator[Case]:
     """Every case, those of the quick run marked."""
     for direction in ("forward", "backward"):
         for shape, quick_dtypes, full_dtypes in SHAPES if device == "cpu" else GPU_SHAPES:
             for dtype in quick_dtypes + full_dtypes:
                 yield dropout_case(direction, shape, dtype, dtype not in quick_dtypes)
+                yield fused_case(direction, shape, dtype, dtype not in quick_dtypes)

@@ -67,6 +67,7 @@ add_executable(fastdl_emulated_kernel_tests EXCLUDE_FROM_ALL
   ${cuda_emulator}/kernels_main.cpp
   tests/native/test_activation.cpp
   tests/native/test_batch_norm.cpp
+  tests/native/test_cross_entropy.cpp
   tests/native/test_dropout_add_layer_norm.cpp
   tests/native/test_elementwise_loss.cpp
   tests/native/test_embedding.cpp
@@ -74,6 +75,7 @@ add_executable(fastdl_emulated_kernel_tests EXCLUDE_FROM_ALL
   tests/native/test_group_norm.cpp
   tests/native/test_layer_norm.cpp
   tests/native/test_optimizer.cpp
+  tests/native/test_pool.cpp
   tests/native/test_softmax.cpp)
 set_emulator_options(fastdl_emulated_kernel_tests)
 target_compile_options(fastdl_emulated_kernel_tests PRIVATE -O2)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+Sizes = int | Sequence[int | None] | None
+
 def softmax(input: Tensor, dim: int | None, dtype: torch.dtype | None) -> Tensor | None: ...
 def log_softmax(input: Tensor, dim: int | None, dtype: torch.dtype | None) -> Tensor | None: ...
 def softmin(input: Tensor, dim: int | None, dtype: torch.dtype | None) -> Tensor | None: ...
@@ -81,6 +83,31 @@ def dropout_add_layer_norm(
     training: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor] | None: ...
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor | None: ...
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor | None: ...
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+) -> Tensor | None: ...
 def adam_step(
     params: list[Tensor],
     grads: list[Tensor],
@@ -177,6 +204,66 @@ def batch_norm_relu(
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor | None: ...
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    ceil_mode: bool,
+) -> Tensor | None: ...
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    ceil_mode: bool,
+) -> Tensor | None: ...
+def max_pool1d_with_indices(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor] | None: ...
+def max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor] | None: ...
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor | None: ...
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor | None: ...
+def adaptive_max_pool1d(input: Tensor, output_size: Sizes) -> Tensor | None: ...
+def adaptive_max_pool2d(input: Tensor, output_size: Sizes) -> Tensor | None: ...
+def adaptive_max_pool1d_with_indices(
+    input: Tensor, output_size: Sizes
+) -> tuple[Tensor, Tensor] | None: ...
+def adaptive_max_pool2d_with_indices(
+    input: Tensor, output_size: Sizes
+) -> tuple[Tensor, Tensor] | None: ...
+def adaptive_avg_pool1d(input: Tensor, output_size: Sizes) -> Tensor | None: ...
+def adaptive_avg_pool2d(input: Tensor, output_size: Sizes) -> Tensor | None: ...
 def hand_over(op: str, reason: str) -> None: ...
 def hand_overs() -> list[tuple[str, str, int]]: ...
 def reset_hand_overs() -> None: ...

@@ -92,7 +92,7 @@ CASES = (
     FunctionCase("huber_loss_mean", lambda m, x: x * m.huber_loss(x, -x, delta=1.5)),
     FunctionCase(
         "binary_cross_entropy",
-        lambda m, x: m.binary_cross_entropy_with_logits(x, x.square(), reduction="none"),
+        lambda m, x: m.binary_cross_entropy_with_logits(x, x.sigmoid(), reduction="none"),
     ),
     FunctionCase(
         "binary_cross_entropy_mean",
@@ -129,6 +129,29 @@ CASES = (
         parameter_shapes=((6,), (6,)),
     ),
     FunctionCase("group_norm_plain", lambda m, x: m.group_norm(x, 1)),
+)
+
+
+def indices_for(x: Tensor, dim: int = 1) -> Tensor:
+    """Class indices along `dim` of any logits of this shape, one of them ignored."""
+    target = torch.arange(x.numel() // x.shape[dim], device=x.device) * 5 % x.shape[dim]
+    target[0] = -100
+    return target.reshape(x.shape[:dim] + x.shape[dim + 1 :])
+
+
+CASES += (
+    FunctionCase(
+        "cross_entropy",
+        lambda m, x: m.cross_entropy(x, indices_for(x), label_smoothing=0.1),
+        (7, COLS),
+    ),
+    FunctionCase(
+        "cross_entropy_none",
+        lambda m, x: m.cross_entropy(x, indices_for(x), reduction="none"),
+    ),
+    FunctionCase("nll_loss", lambda m, x: m.nll_loss(x, indices_for(x), reduction="none")),
+    FunctionCase("max_pool2d", lambda m, x: m.max_pool2d(x, 3, 1, 1)),
+    FunctionCase("avg_pool2d", lambda m, x: m.avg_pool2d(x, 3, 1, 1)),
 )
 
 

@@ -6,9 +6,11 @@ either module. Their gradients are autograd's through these formulas.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -221,6 +223,193 @@ def group_norm(
     centered = x - x.mean(-1, keepdim=True)
     normalised = centered / torch.sqrt(centered.square().mean(-1, keepdim=True) + eps)
     return scaled(normalised.reshape(input.shape), weight, bias)
+
+
+def weighted_reduction(losses: Tensor, weights: Tensor, reduction: str) -> Tensor:
+    """The losses as they are, their sum, or that divided by the sum of the weights."""
+    if reduction == "none":
+        return losses
+    return losses.sum() / weights.sum() if reduction == "mean" else losses.sum()
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """-weight[target] * input[target] along the classes."""
+    x, dim = input.double(), min(input.dim() - 1, 1)
+    ignored = target == ignore_index
+    index = target.long().masked_fill(ignored, 0)
+    w = torch.ones(x.shape[dim]).double() if weight is None else weight.double()
+    weights = w[index].masked_fill(ignored, 0)
+    picked = x.gather(dim, index.unsqueeze(dim)).squeeze(dim)
+    return weighted_reduction((-w[index] * picked).masked_fill(ignored, 0), weights, reduction)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """cross_entropy of input @ linear_weight.T + linear_bias."""
+    logits = input.double() @ linear_weight.double().T
+    if linear_bias is not None:
+        logits = logits + linear_bias.double()
+    return cross_entropy(logits, target, **options)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """-sum weight * target * log_softmax(input), the target smoothed, along the classes."""
+    dim = min(input.dim() - 1, 1)
+    classes = input.shape[dim]
+    log_probability = log_softmax(input, dim)
+    shape = [classes if d == dim else 1 for d in range(input.dim())]
+    w = (torch.ones(classes) if weight is None else weight).double().reshape(shape)
+    if target.is_floating_point():
+        smoothed = target.double() * (1 - label_smoothing) + label_smoothing / classes
+        losses = -(log_probability * smoothed * w).sum(dim)
+        return weighted_reduction(losses, torch.ones_like(losses), reduction)
+    options: Any = {"ignore_index": ignore_index, "reduction": "none"}
+    losses = nll_loss(log_probability, target, weight, **options)
+    if label_smoothing > 0:
+        smooth = -(log_probability * w).sum(dim).masked_fill(target == ignore_index, 0)
+        losses = (1 - label_smoothing) * losses + label_smoothing / classes * smooth
+    index = target.long().masked_fill(target == ignore_index, 0)
+    weights = w.reshape(-1)[index].masked_fill(target == ignore_index, 0)
+    return weighted_reduction(losses, weights, reduction)
+
+
+def pooled(
+    reduce: Callable[[Tensor, int], Tensor], input: Tensor, windows: Sequence[Sequence[Tensor]]
+) -> Tensor:
+    """reduce(elements of a window, its number) for all windows over the last len(windows) dims.
+
+    `windows` has for each dimension the indices of the elements of each window.
+    """
+    dims = len(windows)
+    results = []
+    for number, chosen in enumerate(itertools.product(*windows)):
+        part = input
+        for dim, indices in zip(range(-dims, 0), chosen, strict=True):
+            part = part.index_select(dim, indices)
+        results.append(reduce(part.flatten(-dims), number))
+    sizes = [len(axis) for axis in windows]
+    return torch.stack(results, -1).reshape(*input.shape[:-dims], *sizes)
+
+
+def sliding_windows(
+    size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
+) -> list[Tensor]:
+    """The indices inside the input of i stride - padding + t dilation for t < kernel, for all i."""
+    last = size + 2 * padding - dilation * (kernel - 1) - 1
+    count = (math.ceil if ceil_mode else math.floor)(last / stride) + 1
+    if ceil_mode and (count - 1) * stride >= size + padding:
+        count -= 1
+    taps = torch.arange(kernel) * dilation - padding
+    windows = [taps + i * stride for i in range(count)]
+    return [window[(window >= 0) & (window < size)] for window in windows]
+
+
+def adaptive_windows(size: int, output: int) -> list[Tensor]:
+    """From floor(i size / output) to before ceil((i + 1) size / output), for all i."""
+    return [torch.arange(i * size // output, -(-(i + 1) * size // output)) for i in range(output)]
+
+
+def each(value: Any, dims: int) -> list[Any]:
+    """One number a dimension."""
+    return list(value) * (dims // len(value)) if isinstance(value, Sequence) else [value] * dims
+
+
+def max_pool(
+    dims: int,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The maximum of each window; its gradient goes to the first one."""
+    numbers = zip(
+        input.shape[-dims:],
+        each(kernel_size, dims),
+        each(kernel_size if stride is None else stride, dims),
+        each(padding, dims),
+        each(dilation, dims),
+        strict=True,
+    )
+    windows = [sliding_windows(*axis, ceil_mode) for axis in numbers]
+    return pooled(lambda part, _: part.max(-1).values, input.double(), windows)
+
+
+def avg_pool(
+    dims: int,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The sum of each window over the number of elements, or of those of the padded input."""
+    windows, counts = [], []
+    for size, kernel, step, pad in zip(
+        input.shape[-dims:],
+        each(kernel_size, dims),
+        each(kernel_size if stride is None else stride, dims),
+        each(padding, dims),
+        strict=True,
+    ):
+        windows.append(sliding_windows(size, kernel, step, pad, 1, ceil_mode))
+        starts = [i * step - pad for i in range(len(windows[-1]))]
+        counts.append([min(start + kernel, size + pad) - start for start in starts])
+    padded = [math.prod(count) for count in itertools.product(*counts)]
+
+    def mean(part: Tensor, number: int) -> Tensor:
+        count = padded[number] if count_include_pad else part.size(-1)
+        return part.sum(-1) / (divisor_override or count)
+
+    return pooled(mean, input.double(), windows)
+
+
+def adaptive_windows_of(dims: int, input: Tensor, output_size: Any) -> list[list[Tensor]]:
+    """Those of each dimension, which keeps its size where None is asked for."""
+    sizes = zip(input.shape[-dims:], each(output_size, dims), strict=True)
+    return [adaptive_windows(size, size if output is None else output) for size, output in sizes]
+
+
+def adaptive_max_pool(dims: int, input: Tensor, output_size: Any) -> Tensor:
+    """The maximum of each window."""
+    windows = adaptive_windows_of(dims, input, output_size)
+    return pooled(lambda part, _: part.max(-1).values, input.double(), windows)
+
+
+def adaptive_avg_pool(dims: int, input: Tensor, output_size: Any) -> Tensor:
+    """The mean of each window."""
+    windows = adaptive_windows_of(dims, input, output_size)
+    return pooled(lambda part, _: part.mean(-1), input.double(), windows)
+
+
+max_pool1d, max_pool2d = partial(max_pool, 1), partial(max_pool, 2)
+avg_pool1d, avg_pool2d = partial(avg_pool, 1), partial(avg_pool, 2)
+adaptive_max_pool1d, adaptive_max_pool2d = (partial(adaptive_max_pool, dims) for dims in (1, 2))
+adaptive_avg_pool1d, adaptive_avg_pool2d = (partial(adaptive_avg_pool, dims) for dims in (1, 2))
 
 
 @dataclass

@@ -157,6 +157,8 @@ def test_unusual_tensors(function: str, kind: str) -> None:
         arguments = (1,)
     if function == "dropout":
         arguments = (0.0,)
+    if "pool" in function:
+        arguments = (2,)
     outcome = assert_same_kind_of_outcome(function, x, *arguments)
     if kind in ("negative view", "overlapping", "parameter"):
         assert outcome.error is None

@@ -97,11 +97,9 @@ def test_each_choice_of_wanted_gradients(dtype: torch.dtype, which: tuple[bool, 
             assert_as_accurate_as_torch(fast, native, exact, gradient=True)
 
 
-@pytest.mark.cpu_only("sums in double, whose range is larger")
 @all_dtypes
 def test_special_values_of_a_group(dtype: torch.dtype) -> None:
-    largest = torch.finfo(dtype).max
-    for value in (math.nan, math.inf, -math.inf, largest / 300):
+    for value in (math.nan, math.inf, -math.inf):
         for layout in ("contiguous", "channels_last"):
             x = random_tensor((3, 4, 5, 6), dtype, layout)
             x[1, 2, 3, 4] = value

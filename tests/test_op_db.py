@@ -52,7 +52,7 @@ def in_float64(value: Any) -> Any:
     """The same number or tensor for the exact result."""
     if not isinstance(value, Tensor):
         return torch.float64 if isinstance(value, torch.dtype) else value
-    if not value.is_floating_point():
+    if not value.is_floating_point():  # class indices
         return value
     return value.detach().double().requires_grad_(value.requires_grad)
 
@@ -69,12 +69,16 @@ def test_samples_are_as_accurate_as_with_torch(op: OpInfo, dtype: torch.dtype) -
         for function, used in ((twin(op), sample), (native(op), sample), (native(op), exact)):
             values = [used.input, *used.args, *used.kwargs.values()]
             leaves = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
-            output = function(used.input, *used.args, **used.kwargs)
+            outputs = function(used.input, *used.args, **used.kwargs)
+            output, *indices = outputs if isinstance(outputs, tuple) else (outputs,)
             grad = torch.linspace(-1, 1, output.numel()).reshape(output.shape).to(output.dtype)
-            results.append([output, *torch.autograd.grad(output, leaves, grad)])
+            results.append([output, *torch.autograd.grad(output, leaves, grad), *indices])
         for number, (fast, theirs, right) in enumerate(zip(*results, strict=True)):
             label = f"{number} of {sample.summary()}"
             assert_same_metadata(fast, theirs, label)
+            if not theirs.is_floating_point():
+                assert torch.equal(fast, theirs), label
+                continue
             assert_close_or_accurate(fast, theirs, right, gradient=number > 0, label=label)
         assert_same_bits(sample.input.detach(), before, "input afterwards")
 

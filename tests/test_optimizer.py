@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastdl
@@ -181,6 +181,7 @@ def test_two_runs_give_the_same_bits(name: str) -> None:
     assert torch.equal(results[0], results[1]) and torch.equal(results[1], results[2])
 
 
+@settings(max_examples=25)  # of each optimizer
 @given(data=st.data())
 @all_optimizers
 def test_any_list_of_tensors_and_options(name: str, data: st.DataObject) -> None:

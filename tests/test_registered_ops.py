@@ -15,6 +15,7 @@ from tests.tensors import DTYPES, dtype_name, random_tensor
 OPS = torch.ops.fastdl
 SOFTMAX_KINDS = {"softmax": 0, "log_softmax": 1, "softmin": 2}
 LAYER_NORM, RMS_NORM = 0, 1
+X_TARGET = torch.tensor([1, 2, 3])
 
 
 def parameters(dtype: torch.dtype, requires_grad: bool) -> list[Tensor]:
@@ -135,7 +136,131 @@ def group_norm_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
         _, statistics = OPS.group_norm_forward(*sample)
         for wanted in ([True] * 3, [False, True, False]):
             samples.append((torch.randn_like(x), x, groups, weight, statistics, wanted, dtype))
+
+
+def loss_targets(dtype: torch.dtype) -> list[Tensor]:
+    indices = torch.tensor([4, 0, -100, 2, 1, 2])
+    return [indices, torch.rand(6, 5).to(dtype)]
+
+
+def cross_entropy_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x = random_tensor((6, 5), dtype)
+    columns, images = random_tensor((2, 5, 3), dtype), random_tensor((2, 3, 5), dtype).movedim(2, 1)
+    weight = torch.rand(5).to(dtype)
+    indices, soft = loss_targets(dtype)
+    samples: list[tuple[Any, ...]] = [
+        (x, indices, None, 1, -100, 0.0, torch.float32),
+        (x, indices, weight, 2, 4, 0.2, dtype),
+        (x, soft, weight, 1, -100, 0.0, dtype),
+        (x, indices, None, 0, -100, 0.0, dtype),
+        (columns, indices.reshape(2, 3), None, 0, -100, 0.1, dtype),
+        (images, indices.reshape(2, 3), weight, 1, -100, 0.0, dtype),
+    ]
+    return [(s[0].detach().clone().requires_grad_(requires_grad), *s[1:]) for s in samples]
+
+
+def cross_entropy_gradient_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [sample for sample in cross_entropy_samples(dtype, False) if sample[3] != 0]
+
+
+def cross_entropy_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = []
+    for sample in cross_entropy_samples(dtype, False):
+        loss, statistics, divisor = OPS.cross_entropy_forward(*sample)
+        grad = torch.randn_like(loss)
+        samples.append((grad, *sample[:3], statistics, divisor, *sample[4:6]))
     return samples
+
+
+def nll_loss_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    return [
+        (*sample[:5], sample[6])
+        for sample in cross_entropy_samples(dtype, requires_grad)
+        if not sample[1].is_floating_point() and sample[0].is_contiguous()
+    ]
+
+
+def nll_loss_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = []
+    for sample in nll_loss_samples(dtype, False):
+        loss, divisor = OPS.nll_loss_forward(*sample)
+        samples.append((torch.randn_like(loss), *sample[:3], divisor, sample[4]))
+    return samples
+
+
+def linear_cross_entropy_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x, matrix = random_tensor((6, 8), dtype), random_tensor((5, 8), dtype)
+    bias, weight = random_tensor((5,), dtype), torch.rand(5).to(dtype)
+    for leaf in (x, matrix, bias):
+        leaf.requires_grad_(requires_grad)
+    indices, soft = loss_targets(dtype)
+    return [
+        (x, matrix, indices, bias, weight, 1, -100, 0.1, dtype),
+        (x, matrix, indices, None, None, 0, -100, 0.0, torch.float32),
+        (x, matrix, soft, None, None, 2, -100, 0.0, dtype),
+    ]
+
+
+def linear_cross_entropy_forward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = linear_cross_entropy_samples(dtype, False)
+    wanted = [[True, True, True], [False, False, False], [False, True, False]]
+    return [(*sample, w) for sample, w in zip(samples, wanted, strict=True)]
+
+
+def linear_cross_entropy_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = []
+    for sample in linear_cross_entropy_samples(dtype, False):
+        grad = torch.randn_like(OPS.linear_cross_entropy(*sample))
+        samples.append((grad, *sample[:8], [True, True, sample[3] is not None]))
+    return samples
+
+
+# kernel, stride, padding, dilation, output; and the size that is pooled
+POOL_WINDOWS = [
+    ([3, 2], [2, 1], [1, 0], [1, 1], [4, 5], (2, 3, 7, 6)),
+    ([3], [2], [1], [1], [5], (2, 3, 9)),
+    ([], [], [], [], [3, 2], (3, 7, 5)),
+    ([20, 20], [1, 1], [0, 0], [1, 1], [1, 2], (2, 3, 20, 21)),
+]
+
+
+POOL_TO_2: list[list[int]] = [[], [], [], [], [2]]
+
+
+def pool_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    samples = []
+    for *windows, shape in POOL_WINDOWS:
+        for layout in ("contiguous", "channels_last"):
+            x = random_tensor(shape, dtype, layout).requires_grad_(requires_grad)
+            samples.append((x, *windows))
+    return samples
+
+
+def pool_results(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """For each sample its output, the offsets and what backward needs to know."""
+    results = []
+    for x, *windows in pool_samples(dtype, False):
+        output, offsets = OPS.max_pool_forward(x, *windows)
+        channels_last = not x.is_contiguous()
+        results.append((output, offsets, [list(x.shape), *windows], channels_last))
+    return results
+
+
+def max_pool_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [(output, offsets, *rest, last) for output, offsets, rest, last in pool_results(dtype)]
+
+
+def max_pool_indices_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [(offsets, *rest, last) for _, offsets, rest, last in pool_results(dtype)]
+
+
+def avg_pool_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    samples = pool_samples(dtype, requires_grad)
+    return [(*sample, divisor == 0, divisor) for sample in samples for divisor in (0, 3)]
+
+
+def avg_pool_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [(output, *rest, False, 0, last) for output, _, rest, last in pool_results(dtype)]
 
 
 def adam_samples(dtype: torch.dtype, amsgrad: bool = False) -> list[tuple[Any, ...]]:
@@ -247,6 +372,23 @@ def test_every_registered_op_is_checked_here() -> None:
         "group_norm",
         "group_norm_forward",
         "group_norm_backward",
+        "cross_entropy",
+        "cross_entropy_gradient",
+        "cross_entropy_forward",
+        "cross_entropy_backward",
+        "nll_loss",
+        "nll_loss_forward",
+        "nll_loss_backward",
+        "linear_cross_entropy",
+        "linear_cross_entropy_forward",
+        "linear_cross_entropy_backward",
+        "max_pool",
+        "max_pool_with_indices",
+        "max_pool_forward",
+        "max_pool_indices",
+        "max_pool_backward",
+        "avg_pool",
+        "avg_pool_backward",
     }
 
 
@@ -264,6 +406,12 @@ def test_every_registered_op_is_checked_here() -> None:
         ("dropout_add_layer_norm", dropout_add_samples),
         ("batch_norm", batch_norm_samples),
         ("group_norm", group_norm_samples),
+        ("cross_entropy", cross_entropy_samples),
+        ("nll_loss", nll_loss_samples),
+        ("linear_cross_entropy", linear_cross_entropy_samples),
+        ("max_pool", pool_samples),
+        ("max_pool_with_indices", pool_samples),
+        ("avg_pool", avg_pool_samples),
     ],
 )
 def test_opcheck_of_forward_ops(
@@ -303,6 +451,17 @@ def test_opcheck_of_forward_ops(
         ("batch_norm_backward", batch_norm_backward_samples),
         ("group_norm_forward", lambda dtype: group_norm_samples(dtype, False)),
         ("group_norm_backward", group_norm_backward_samples),
+        ("cross_entropy_gradient", cross_entropy_gradient_samples),
+        ("cross_entropy_forward", lambda dtype: cross_entropy_samples(dtype, False)),
+        ("cross_entropy_backward", cross_entropy_backward_samples),
+        ("nll_loss_forward", lambda dtype: nll_loss_samples(dtype, False)),
+        ("nll_loss_backward", nll_loss_backward_samples),
+        ("linear_cross_entropy_forward", linear_cross_entropy_forward_samples),
+        ("linear_cross_entropy_backward", linear_cross_entropy_backward_samples),
+        ("max_pool_forward", lambda dtype: pool_samples(dtype, False)),
+        ("max_pool_indices", max_pool_indices_samples),
+        ("max_pool_backward", max_pool_backward_samples),
+        ("avg_pool_backward", avg_pool_backward_samples),
     ],
 )
 def test_opcheck_of_other_ops(
@@ -342,6 +501,22 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
         *((OPS.group_norm, sample) for sample in group_norm_samples(dtype, False)),
         *((OPS.group_norm_forward, sample) for sample in group_norm_samples(dtype, False)),
         *((OPS.group_norm_backward, sample) for sample in group_norm_backward_samples(dtype)),
+        *((OPS.cross_entropy, sample) for sample in cross_entropy_samples(dtype, False)),
+        *((OPS.cross_entropy_gradient, s) for s in cross_entropy_gradient_samples(dtype)),
+        *((OPS.cross_entropy_forward, sample) for sample in cross_entropy_samples(dtype, False)),
+        *((OPS.cross_entropy_backward, s) for s in cross_entropy_backward_samples(dtype)),
+        *((OPS.nll_loss_forward, sample) for sample in nll_loss_samples(dtype, False)),
+        *((OPS.nll_loss_backward, sample) for sample in nll_loss_backward_samples(dtype)),
+        *((OPS.linear_cross_entropy, s) for s in linear_cross_entropy_samples(dtype, False)),
+        *(
+            (OPS.linear_cross_entropy_backward, s)
+            for s in linear_cross_entropy_backward_samples(dtype)
+        ),
+        *((OPS.max_pool, sample) for sample in pool_samples(dtype, False)),
+        *((OPS.max_pool_with_indices, sample) for sample in pool_samples(dtype, False)),
+        *((OPS.max_pool_backward, sample) for sample in max_pool_backward_samples(dtype)),
+        *((OPS.avg_pool, sample) for sample in avg_pool_samples(dtype, False)),
+        *((OPS.avg_pool_backward, sample) for sample in avg_pool_backward_samples(dtype)),
     ]
     for op, sample in calls:
         meta = [v.to("meta") if isinstance(v, Tensor) else v for v in sample]
@@ -362,6 +537,16 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
         (lambda x: OPS.softmax_backward(x[:2], x, 0, torch.float32, 0), "shape"),
         (lambda x: OPS.layer_norm(x, [5], None, None, 1e-5, 0), "normalized_shape"),
         (lambda x: OPS.layer_norm(x, [4], torch.ones(3), None, 1e-5, 0), "shape"),
+        (lambda x: OPS.cross_entropy(x, X_TARGET, None, 3, 0, 0.0, x.dtype), "reduction"),
+        (lambda x: OPS.cross_entropy(x, X_TARGET[:2], None, 1, 0, 0.0, x.dtype), "fit"),
+        (lambda x: OPS.cross_entropy(x, X_TARGET, x[0, :3], 1, 0, 0.0, x.dtype), "shape"),
+        (lambda x: OPS.cross_entropy(x, X_TARGET + 2, None, 1, 0, 0.0, x.dtype), "out of bounds"),
+        (lambda x: OPS.cross_entropy_gradient(x, X_TARGET, None, 0, 0, 0.0, x.dtype), "summed"),
+        (lambda x: OPS.nll_loss(x, x, None, 1, 0, x.dtype), "indices"),
+        (
+            lambda x: OPS.linear_cross_entropy(x, x.T, X_TARGET, None, None, 1, 0, 0.0, x.dtype),
+            "fit",
+        ),
         (lambda x: OPS.layer_norm(x.int(), [4], None, None, 1e-5, 0), "no kernel"),
         (lambda x: OPS.elementwise_loss(x, x[:2], None, None, 1, 0, 0.0), "shape"),
         (lambda x: OPS.elementwise_loss(x, x.double(), None, None, 1, 0, 0.0), "dtype"),
@@ -388,6 +573,17 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
         (lambda x: OPS.dropout(x.int(), 0.5, 0), "no kernel"),
         (lambda x: OPS.dropout_add_layer_norm(x, x[:2], [4], None, None, 0, 0, 1e-5), "residual"),
         (lambda x: OPS.dropout_add_layer_norm(x, x, [4], None, None, 1, 0, 1e-5), "p must be"),
+        (lambda x: OPS.max_pool(x, [2], [2], [0], [1, 1], [2]), "numbers each"),
+        (lambda x: OPS.max_pool(x, [2], [2], [0], [1], [3]), "no pooling"),
+        (lambda x: OPS.max_pool(x, [2], [0], [0], [1], [2]), "no pooling"),
+        (lambda x: OPS.max_pool(x, [2], [1], [1], [5], [1]), "no pooling"),
+        (lambda x: OPS.max_pool(x, [], [], [], [], [0]), "pooling of size"),
+        (lambda x: OPS.max_pool(x, [], [], [], [], [1, 1]), "dimensions"),
+        (lambda x: OPS.max_pool(x.int(), [], [], [], [], [2]), "no pooling kernel"),
+        (lambda x: OPS.avg_pool(x, [2], [2], [0], [2], [1], True, 0), "dilation"),
+        (lambda x: OPS.max_pool_backward(x, x.byte(), [3, 4], *POOL_TO_2, False), "be of size"),
+        (lambda x: OPS.max_pool_indices(x, [3, 4], *POOL_TO_2, False), "have size"),
+        (lambda x: OPS.avg_pool_backward(x, [3, 9], *POOL_TO_2, True, 0, False), "has size"),
     ],
 )
 def test_wrong_arguments_are_an_error_and_not_a_crash(

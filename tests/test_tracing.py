@@ -64,6 +64,14 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "SiLU": lambda: fastdl.nn.SiLU(),
     "LeakyReLU": lambda: fastdl.nn.LeakyReLU(0.2),
     "ELU": lambda: fastdl.nn.ELU(),
+    "MaxPool1d": lambda: fastdl.nn.MaxPool1d(3, 2, 1),
+    "MaxPool2d": lambda: fastdl.nn.MaxPool2d(3, 2, 1),
+    "AvgPool1d": lambda: fastdl.nn.AvgPool1d(3, 2, 1),
+    "AvgPool2d": lambda: fastdl.nn.AvgPool2d(3, 2, 1),
+    "AdaptiveMaxPool1d": lambda: fastdl.nn.AdaptiveMaxPool1d(2),
+    "AdaptiveMaxPool2d": lambda: fastdl.nn.AdaptiveMaxPool2d(2),
+    "AdaptiveAvgPool1d": lambda: fastdl.nn.AdaptiveAvgPool1d(2),
+    "AdaptiveAvgPool2d": lambda: fastdl.nn.AdaptiveAvgPool2d(2),
 }
 
 ELSEWHERE = {"Dropout"}  # random: traced in test_dropout.py
@@ -73,8 +81,9 @@ all_modules = pytest.mark.parametrize("make", MODULES.values(), ids=list(MODULES
 
 def input_of(make: Callable[[], nn.Module]) -> Tensor:
     """Fresh random values of as many dimensions as the module takes."""
-    shapes = {"BatchNorm1d": SHAPE[:3], "BatchNorm3d": (*SHAPE, 2)}
-    return torch.randn(shapes.get(type(make()).__name__, SHAPE))
+    name = type(make()).__name__
+    shape = SHAPE[:3] if name.endswith("1d") else (*SHAPE, 2) if name.endswith("3d") else SHAPE
+    return torch.randn(shape)
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,12 @@
 // about as long for their arithmetic as the memory does.
 
 #include <algorithm>
+#include <cstring>
 
 #include "activation/activation.h"
 #include "activation/bounded_math_cpu.h"
+#include "activation/four_vectors_cpu.h"
+#include "activation/relu_bits_cpu.h"
 #include "common/dispatch.h"
 #include "common/loops_cpu.h"
 #include "common/parallel.h"
@@ -19,8 +22,9 @@ namespace fastdl {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kBlock = 4096;       // elements: keeps the ranges of threads aligned
-constexpr int64_t kGrainBlocks = 4;    // worth waking a thread for
+constexpr int64_t kBlock = 4096;     // elements: keeps the ranges of threads aligned
+constexpr int64_t kGrainBlocks = 4;  // worth waking a thread for
+constexpr int64_t kLineBytes = 64;
 constexpr int64_t kAheadBytes = 4096;  // what is fetched while a vector is computed
 
 // forward(x, parameter) and backward(x or y, dy, parameter) of each function.
@@ -31,7 +35,7 @@ template <>
 struct Function<ActivationKind::kRelu> {
   template <class V>
   static V forward(V x, V) {
-    return at::vec::clamp_min(x, V(0));
+    return clamp_min(x, V(0));
   }
   template <class V>
   static V backward(V y, V dy, V) {
@@ -71,9 +75,8 @@ struct Function<ActivationKind::kGelu> {
   }
   template <class V>
   static V backward(V x, V dy, V) {
-    using A = typename V::value_type;
-    const V density = quick_exp(x * x * V(A(-0.5))) * V(A(0.3989422804014327));
-    return dy * at::vec::fmadd(x, density, normal_cdf(x));
+    const V density = quick_exp(x * x * V(-0.5)) * V(0.3989422804014327);
+    return dy * fmadd(x, density, normal_cdf(x));
   }
 };
 
@@ -85,8 +88,7 @@ struct Function<ActivationKind::kGeluTanh> {
   // exp(-2 u)
   template <class V>
   static V power(V x, V square) {
-    using A = typename V::value_type;
-    return quick_exp(x * at::vec::fmadd(square, V(A(-kCubic)), V(A(-kLinear))));
+    return quick_exp(x * fmadd(square, V(-kCubic), V(-kLinear)));
   }
   template <class V>
   static V forward(V x, V) {
@@ -94,12 +96,11 @@ struct Function<ActivationKind::kGeluTanh> {
   }
   template <class V>
   static V backward(V x, V dy, V) {
-    using A = typename V::value_type;
     const V square = x * x, e = power(x, square), s = V(1) / (V(1) + e);
     // 1 - s, without cancellation where s is near 1
-    const V rest = V::blendv(V(1) - s, e * s, s > V(A(0.5)));
-    const V slope = at::vec::fmadd(square, V(A(3 * kCubic)), V(A(kLinear)));
-    return dy * at::vec::fmadd(x * s * rest, slope, s);
+    const V rest = V::blendv(V(1) - s, e * s, s > V(0.5));
+    const V slope = fmadd(square, V(3 * kCubic), V(kLinear));
+    return dy * fmadd(x * s * rest, slope, s);
   }
 };
 
@@ -112,7 +113,7 @@ struct Function<ActivationKind::kSilu> {
   template <class V>
   static V backward(V x, V dy, V) {
     const V s = sigmoid(x);
-    return dy * s * at::vec::fmadd(x, V(1) - s, V(1));
+    return dy * s * fmadd(x, V(1) - s, V(1));
   }
 };
 
@@ -132,69 +133,97 @@ template <>
 struct Function<ActivationKind::kElu> {
   template <class V>
   static V forward(V x, V alpha) {
-    return V::blendv(alpha * exp_minus_1_of_negative(at::vec::clamp_max(x, V(0))), x, x >= V(0));
+    return V::blendv(alpha * exp_minus_1_of_negative(clamp_max(x, V(0))), x, x >= V(0));
   }
   template <class V>
   static V backward(V x, V dy, V alpha) {
-    return V::blendv(dy * alpha * quick_exp(at::vec::clamp_max(x, V(0))), dy, x > V(0));
+    return V::blendv(dy * alpha * quick_exp(clamp_max(x, V(0))), dy, x > V(0));
   }
 };
 
-// Calls f(position, count) on the vectors of [0, count), in parallel: a copy of f for each range,
-// so that what it holds stays in registers (vectors that are stored might change anything else).
-// Not unrolled as loops_cpu.h does it: a vector is enough work, and 64 functions are to be
-// compiled.
-template <class T, class F>
-void for_elements(int64_t count, const F& f) {
+// y = f(x), or f(x, other), on the `count` elements of a thread. The last ones go the same way as
+// all others, from and to memory of a whole step: one copy of f is enough to compile.
+template <class T, bool kBinary, class F>
+void apply(F f, const T* x, const T* other, T* y, int64_t count, bool streaming) {
+  const int64_t ahead = streaming ? kAheadBytes / static_cast<int64_t>(sizeof(T)) : 0;
+  alignas(64) T padded[3][kStep<T>];
+  for (int64_t i = 0; i < count; i += kStep<T>) {
+    const T *from = x + i, *from_other = kBinary ? other + i : nullptr;
+    T* to = y + i;
+    const int64_t rest = count - i;
+    if (rest < kStep<T>) [[unlikely]] {
+      std::memset(padded, 0, sizeof(padded));
+      std::memcpy(padded[0], from, rest * sizeof(T));
+      if (kBinary) std::memcpy(padded[1], from_other, rest * sizeof(T));
+      from = padded[0], from_other = padded[1], to = padded[2];
+    }
+    prefetch(from + ahead);
+    prefetch(from + ahead + kStep<T> / 2);
+    if constexpr (kBinary) {
+      prefetch(from_other + ahead);
+      prefetch(from_other + ahead + kStep<T> / 2);
+      write_four(to, f(load_four(from), load_four(from_other)), streaming && to == y + i);
+    } else {
+      write_four(to, f(load_four(from)), streaming && to == y + i);
+    }
+    if (rest < kStep<T>) [[unlikely]]
+      std::memcpy(y + i, padded[2], rest * sizeof(T));
+  }
+}
+
+// Calls f(first, count) on ranges that cover all elements, in parallel.
+template <class F>
+void for_ranges(int64_t count, F&& f) {
   const int64_t blocks = (count + kBlock - 1) / kBlock;
   parallel_for(0, blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
-    const auto own = f;
-    int64_t i = begin * kBlock;
-    const int64_t last = std::min(end * kBlock, count);
-    for (; i + kWidth<T> <= last; i += kWidth<T>) own(i, kWhole);
-    if (i < last) own(i, last - i);
+    f(begin * kBlock, std::min(end * kBlock, count) - begin * kBlock);
     finish_writes();
   });
 }
 
 // Streaming stores need aligned vectors, as new tensors have them.
 template <class T>
-bool streams(const T* output, int64_t bytes_moved) {
-  return worth_streaming(bytes_moved) &&
-         reinterpret_cast<uintptr_t>(output) % (kWidth<T> * sizeof(T)) == 0;
+bool streams(const T* output, int64_t elements_moved) {
+  constexpr int64_t bytes = sizeof(T);
+  return worth_streaming(elements_moved * bytes) &&
+         reinterpret_cast<uintptr_t>(output) % kLineBytes == 0;
 }
 
 template <ActivationKind kind, class T>
 void forward(const ActivationForwardArgs& args) {
-  constexpr int64_t bytes = sizeof(T);
+  using V = Four<Vec<T>>;
   const auto parameter = static_cast<Accumulate<T>>(args.parameter);
   const T* const x = static_cast<const T*>(args.input);
   T* const y = static_cast<T*>(args.output);
   // In place, a line is in the cache already when it is written.
-  const bool streaming = x != y && streams(y, 2 * bytes * args.count);
-  const int64_t ahead = streaming ? kAheadBytes / bytes : 0;
-  for_elements<T>(args.count, [=](int64_t i, auto count) {
-    prefetch(x + i + ahead);
-    const Vec<T> value = load_vector(x + i, count, 0);
-    write_vector(y + i, Function<kind>::forward(value, Vec<T>(parameter)), count, streaming);
+  const bool streaming = x != y && streams(y, 2 * args.count);
+  for_ranges(args.count, [&](int64_t first, int64_t count) {
+    if constexpr (kind == ActivationKind::kRelu && sizeof(T) == 2) {
+      relu_bits(x + first, y + first, count);
+    } else {
+      const auto f = [parameter](const V& v) { return Function<kind>::forward(v, V(parameter)); };
+      apply<T, false>(f, x + first, nullptr, y + first, count, streaming);
+    }
   });
 }
 
 template <ActivationKind kind, class T>
 void backward(const ActivationBackwardArgs& args) {
-  constexpr int64_t bytes = sizeof(T);
+  using V = Four<Vec<T>>;
   const auto parameter = static_cast<Accumulate<T>>(args.parameter);
-  const T* const dy = static_cast<const T*>(args.grad_output);
   const T* const saved = static_cast<const T*>(args.saved);
+  const T* const dy = static_cast<const T*>(args.grad_output);
   T* const dx = static_cast<T*>(args.grad_input);
-  const bool streaming = streams(dx, 3 * bytes * args.count);
-  const int64_t ahead = streaming ? kAheadBytes / bytes : 0;
-  for_elements<T>(args.count, [=](int64_t i, auto count) {
-    prefetch(dy + i + ahead);
-    prefetch(saved + i + ahead);
-    const Vec<T> value = load_vector(saved + i, count, 0), grad = load_vector(dy + i, count, 0);
-    write_vector(dx + i, Function<kind>::backward(value, grad, Vec<T>(parameter)), count,
-                 streaming);
+  const bool streaming = streams(dx, 3 * args.count);
+  for_ranges(args.count, [&](int64_t first, int64_t count) {
+    if constexpr (kind == ActivationKind::kRelu && sizeof(T) == 2) {
+      relu_backward_bits(saved + first, dy + first, dx + first, count);
+    } else {
+      const auto f = [parameter](const V& v, const V& grad) {
+        return Function<kind>::backward(v, grad, V(parameter));
+      };
+      apply<T, true>(f, saved + first, dy + first, dx + first, count, streaming);
+    }
   });
 }
 

@@ -110,8 +110,9 @@ Tensor differentiable_backward(const Tensor& grad, const Tensor& saved, double p
     case kGeluTanh:
       return at::gelu_backward(grad, saved, "tanh");
     case kSilu: {  // torch has no derivative of its silu_backward
-      const Tensor s = at::sigmoid(saved);
-      return grad * (s * (1 + saved * (1 - s)));
+      const auto dtype = saved.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+      const Tensor x = saved.to(dtype), s = at::sigmoid(x);
+      return (grad.to(dtype) * (s * (1 + x * (1 - s)))).to(saved.scalar_type());
     }
     case kLeakyRelu:
       return at::leaky_relu_backward(grad, saved, parameter, /*self_is_result=*/false);

@@ -53,23 +53,22 @@ inline V split_exp(V x, V& n) {
   constexpr T ln2_high = is_double ? 0x1.62e42fefa38p-1 : 0x1.62e4p-1f;
   constexpr T ln2_low = is_double ? 0x1.ef35793c7673p-45 : 0x1.7f7d1cp-20f;
   n = (x * V(log2_e)).round();
-  const V r = at::vec::fmadd(n, V(-ln2_low), at::vec::fmadd(n, V(-ln2_high), x));
-  V p;
+  const V r = fmadd(n, V(-ln2_low), fmadd(n, V(-ln2_high), x));
+  const V square = r * r;
   if constexpr (is_double) {
-    p = V(1.0 / 6227020800.0);
+    V p(1.0 / 6227020800.0);
     for (const double coefficient :
          {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
           1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5}) {
-      p = at::vec::fmadd(p, r, V(coefficient));
+      p = fmadd(p, r, V(coefficient));
     }
+    return fmadd(p, square, r);
   } else {
-    p = V(0.00138144670593f);
-    for (const float coefficient :
-         {0.00836878041118f, 0.0416683942109f, 0.166665201078f, 0.499999934125f}) {
-      p = at::vec::fmadd(p, r, V(coefficient));
-    }
+    // In two halves, which need not wait for each other
+    const V low = fmadd(r, V(0.166665201078f), V(0.499999934125f));
+    const V high = fmadd(r, V(0.00836878041118f), V(0.0416683942109f));
+    return fmadd(fmadd(square, fmadd(square, V(0.00138144670593f), high), low), square, r);
   }
-  return at::vec::fmadd(p * r, r, r);
 }
 
 // exp(x), scaled in half the instructions of exp(): 0 where that would be denormal, and infinity
@@ -80,80 +79,78 @@ inline V quick_exp(V x) {
   constexpr bool is_double = std::is_same_v<T, double>;
   constexpr T lowest = is_double ? -709.0 : -88.0f, highest = is_double ? 709.7 : 88.7f;
   V n;
-  const V q = split_exp(at::vec::clamp_max(at::vec::clamp_min(x, V(lowest)), V(highest)), n);
-  return (q + V(T(1))) * power_of_two(n);
+  const V q = split_exp(clamp_max(clamp_min(x, V(lowest)), V(highest)), n);
+  return (q + V(1)) * power_of_two(n);
 }
 
 // exp(x) - 1 for x <= 0, within about 1 ulp.
 template <class V>
 inline V exp_minus_1_of_negative(V x) {
-  using T = typename V::value_type;
   V n;
-  const V q = split_exp(at::vec::clamp_min(x, V(T(-40))), n);
+  const V q = split_exp(clamp_min(x, V(-40)), n);
   const V scale = power_of_two(n);
-  return at::vec::fmadd(scale, q, scale - V(T(1)));
+  return fmadd(scale, q, scale - V(1));
 }
 
 template <class V>
 inline V sigmoid(V x) {
-  using T = typename V::value_type;
-  return V(T(1)) / (V(T(1)) + quick_exp(x.neg()));
+  return V(1) / (V(1) + quick_exp(x.neg()));
 }
 
 // With E = exp(-2|x|) and e = E - 1: tanh |x| = -e / (E + 1), and 1 - 2 E / (E + 1) where that is
 // more than a half: within 1 ulp over all of the range.
 template <class V>
 inline V tanh(V x) {
-  using T = typename V::value_type;
-  const V sign = x & V(T(-0.0)), one(T(1)), magnitude = x.abs();
+  const V sign = x & V(-0.0), one(1), magnitude = x.abs();
   V n;
-  const V q = split_exp(at::vec::clamp_min(magnitude * V(T(-2)), V(T(-60))), n);
-  const V scale = power_of_two(n), power = at::vec::fmadd(scale, q, scale);
-  const V e = at::vec::fmadd(scale, q, scale - one);
-  const V large = magnitude > V(T(0.6));
+  const V q = split_exp(clamp_min(magnitude * V(-2), V(-60)), n);
+  const V scale = power_of_two(n), power = fmadd(scale, q, scale);
+  const V e = fmadd(scale, q, scale - one);
+  const V large = magnitude > V(0.6);
   const V quotient = V::blendv(e, power + power, large) / (power + one);
   return V::blendv(quotient.abs(), one - quotient, large) | sign;
 }
 
-// The normal distribution. Of -|x|: 1/2 - |x| P(x^2) / Q(x^2), a fit for |x| <= 5.5 (relative error
-// 2e-8), and 0 beyond; of |x| 1 less that.
-inline Vec<float> normal_cdf(Vec<float> x) {
-  using V = Vec<float>;
-  constexpr float range = 5.5f;
-  const V magnitude = x.abs(), bounded = at::vec::clamp_max(magnitude, V(range));
-  const V square = bounded * bounded;
-  V p(2.293158826e-8f), q(1.19896392e-6f);
-  for (const float coefficient :
-       {6.300536059e-6f, 0.0001645093f, 0.004651076514f, 0.03345323668f, 0.3989422739f}) {
-    p = at::vec::fmadd(p, square, V(coefficient));
+// The normal distribution of -|x|.
+// float: 1/2 - |x| P(x^2) / Q(x^2), a fit for |x| <= 5.5 (relative error 2e-8), and 0 beyond.
+// double: exp(-x^2 / 2) P(s), s = 2 / (1 + |x| / 4) - 1 (absolute error 1e-15).
+template <class V>
+inline V normal_tail(V x) {
+  using T = typename V::value_type;
+  const V magnitude = x.abs();
+  if constexpr (std::is_same_v<T, double>) {
+    const V s = V(2.0) / fmadd(magnitude, V(0.25), V(1.0)) - V(1.0);
+    V p(-7.087111252093016e-10);
+    for (const double coefficient :
+         {-4.237890168821146e-09, 1.1042339685207489e-08,  3.771830524715523e-08,
+          -9.60524346606891e-08,  -1.8831707494663575e-07, 6.628374906599355e-07,
+          8.163488521076052e-07,  -4.304163978892107e-06,  -4.625374838338951e-06,
+          2.8648520027072186e-05, 4.5553042760135645e-05,  -0.00018718430016647868,
+          -0.0006388135164081389, 0.0005075620780151764,   0.008492095448578025,
+          0.030864804106184442,   0.07170740733928084,     0.12437925533926522,
+          0.1703977215484344,     0.09441064130196894}) {
+      p = fmadd(p, s, V(coefficient));
+    }
+    return quick_exp(x * x * V(-0.5)) * p;
+  } else {
+    const V range(5.5f), bounded = clamp_max(magnitude, range), square = bounded * bounded;
+    V p(2.293158826e-8f), q(1.19896392e-6f);
+    for (const float coefficient :
+         {6.300536059e-6f, 0.0001645093f, 0.004651076514f, 0.03345323668f, 0.3989422739f}) {
+      p = fmadd(p, square, V(coefficient));
+    }
+    for (const float coefficient :
+         {7.214325898e-5f, 0.001860280603f, 0.02841274338f, 0.250521234f, 1.0f}) {
+      q = fmadd(q, square, V(coefficient));
+    }
+    return V::blendv(V(0.5f) - bounded * (p / q), V(0.0f), magnitude > range);
   }
-  for (const float coefficient :
-       {7.214325898e-5f, 0.001860280603f, 0.02841274338f, 0.250521234f, 1.0f}) {
-    q = at::vec::fmadd(q, square, V(coefficient));
-  }
-  const V within = V(0.5f) - bounded * (p / q);
-  const V tail = V::blendv(within, V(0.0f), magnitude > V(range));
-  return V::blendv(tail, V(1.0f) - tail, x > V(0.0f));
 }
 
-// exp(-x^2 / 2) P(s) for -|x|, with s = 2 / (1 + |x| / 4) - 1 (absolute error 1e-15), and 1 less
-// that for |x|.
-inline Vec<double> normal_cdf(Vec<double> x) {
-  using V = Vec<double>;
-  const V s = V(2.0) / at::vec::fmadd(x.abs(), V(0.25), V(1.0)) - V(1.0);
-  V p(-7.087111252093016e-10);
-  for (const double coefficient :
-       {-4.237890168821146e-09, 1.1042339685207489e-08,  3.771830524715523e-08,
-        -9.60524346606891e-08,  -1.8831707494663575e-07, 6.628374906599355e-07,
-        8.163488521076052e-07,  -4.304163978892107e-06,  -4.625374838338951e-06,
-        2.8648520027072186e-05, 4.5553042760135645e-05,  -0.00018718430016647868,
-        -0.0006388135164081389, 0.0005075620780151764,   0.008492095448578025,
-        0.030864804106184442,   0.07170740733928084,     0.12437925533926522,
-        0.1703977215484344,     0.09441064130196894}) {
-    p = at::vec::fmadd(p, s, V(coefficient));
-  }
-  const V tail = quick_exp(x * x * V(-0.5)) * p;
-  return V::blendv(tail, V(1.0) - tail, x > V(0.0));
+template <class V>
+inline V normal_cdf(V x) {
+  const V tail = normal_tail(x);
+  return V::blendv(tail, V(1) - tail, x > V(0));
 }
 
 }  // namespace CPU_CAPABILITY

@@ -128,9 +128,8 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
                                          training, relu);
     } else {
       const at::AutoDispatchBelowADInplaceOrView below;
-      std::tie(computed[0], computed[1], computed[2], computed[3]) =
-          call_backward(grads[0], input, output, weight, bias, statistics, wanted, weight_dtype,
-                        training, relu);
+      std::tie(computed[0], computed[1], computed[2], computed[3]) = call_backward(
+          grads[0], input, output, weight, bias, statistics, wanted, weight_dtype, training, relu);
     }
     for (size_t i = 0; i < 4; ++i) {
       if (wanted[i]) results[i] = computed[i];
@@ -191,10 +190,10 @@ std::optional<Tensor> batch_norm(const PlainTensor& input,
                                  const std::optional<PlainTensor>& weight,
                                  const std::optional<PlainTensor>& bias, bool training,
                                  Number momentum, Number eps) {
-  return call_or_hand_over({input.tensor, Tensor(), tensor_or_undefined(weight),
-                            tensor_or_undefined(bias), tensor_or_undefined(running_mean),
-                            tensor_or_undefined(running_var)},
-                           training, momentum, eps, /*relu=*/false);
+  return call_or_hand_over(
+      {input.tensor, Tensor(), tensor_or_undefined(weight), tensor_or_undefined(bias),
+       tensor_or_undefined(running_mean), tensor_or_undefined(running_var)},
+      training, momentum, eps, /*relu=*/false);
 }
 
 std::optional<Tensor> batch_norm_relu(const PlainTensor& input,

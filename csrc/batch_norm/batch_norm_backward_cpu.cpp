@@ -53,7 +53,7 @@ bool writes_elements(const BatchNormBackwardArgs& args) {
   return args.grad_input != nullptr || args.grad_residual != nullptr;
 }
 
-template <ReluGradient kRelu, class T>
+template <class T>
 void backward_planes(const BatchNormBackwardArgs& args, const BackwardData<T>& data) {
   using A = Accumulate<T>;
   const Planes planes(args.shape);
@@ -61,13 +61,15 @@ void backward_planes(const BatchNormBackwardArgs& args, const BackwardData<T>& d
   Carver scratch(channels * (6 * sizeof(A) + planes.parts * 2 * sizeof(double)), 7);
   auto* const of_parts = scratch.take<std::array<double, 2>>(channels * planes.parts);
   BackwardChannels<A> known(args, scratch, channels);
+  const int64_t elements = args.shape.batch * args.shape.spatial;
+  const int64_t next = ahead(args.shape.spatial, 2 * elements * sizeof(T));
   for_each_unit(
-      channels, planes.parts, args.shape.batch * args.shape.spatial,
+      channels, planes.parts, elements,
       [&](int64_t c, int64_t number) {
         if (!needs_sums(args)) return;
         const Part part = planes.part(c, number);
         of_parts[c * planes.parts + number] =
-            sum_gradient_runs<kRelu>(data.from(part.offset), part.runs, known.at(c));
+            sum_gradient_runs(data.from(part.offset), part.runs, known.at(c));
       },
       [&](int64_t c) {
         std::array<double, 2> all{};
@@ -79,12 +81,12 @@ void backward_planes(const BatchNormBackwardArgs& args, const BackwardData<T>& d
       [&](int64_t c, int64_t number) {
         if (!writes_elements(args)) return;
         const Part part = planes.part(c, number);
-        differentiate_runs<kRelu>(data.from(part.offset), part.runs, known.at(c),
-                                  known.gradient_at(c), args.shape.spatial);
+        differentiate_runs(data.from(part.offset), part.runs, known.at(c), known.gradient_at(c),
+                           next);
       });
 }
 
-template <ReluGradient kRelu, class T>
+template <class T>
 void backward_rows(const BatchNormBackwardArgs& args, const BackwardData<T>& data) {
   using A = Accumulate<T>;
   const Rows rows(args.shape);
@@ -95,9 +97,9 @@ void backward_rows(const BatchNormBackwardArgs& args, const BackwardData<T>& dat
   if (needs_sums(args)) {
     rows.for_each_tile([&](int64_t range, int64_t row, int64_t count, int64_t col, int64_t width) {
       double* const sums = of_ranges + range * 2 * cols + col;
-      sum_gradient_columns<kRelu>(data.from(row * cols + col), count, width, cols,
-                                  {known.mean + col, known.scale + col, known.shift + col}, sums,
-                                  sums + cols);
+      sum_gradient_columns(data.from(row * cols + col), count, width, cols,
+                           {known.mean + col, known.scale + col, known.shift + col}, sums,
+                           sums + cols);
     });
   }
   for (int64_t c = 0; c < channels; ++c) {
@@ -118,25 +120,25 @@ void backward_rows(const BatchNormBackwardArgs& args, const BackwardData<T>& dat
     known.offset[i] = known.offset[i - channels];
   }
   rows.for_all_rows([&](int64_t row, int64_t count) {
-    differentiate_rows<kRelu>(data.from(row * cols), count, cols,
-                              {known.mean, known.scale, known.shift},
-                              {known.slope, known.pull, known.offset});
+    differentiate_rows(data.from(row * cols), count, cols, {known.mean, known.scale, known.shift},
+                       {known.slope, known.pull, known.offset});
   });
 }
 
-template <ReluGradient kRelu, class T>
+template <class T>
 void backward(const BatchNormBackwardArgs& args) {
   BackwardData<T> data{static_cast<const T*>(args.grad_output),
                        static_cast<const T*>(args.input),
                        static_cast<const T*>(args.output),
                        static_cast<T*>(args.grad_input),
                        static_cast<T*>(args.grad_residual),
+                       args.relu,
                        worth_streaming(3 * args.shape.elements() * int64_t{sizeof(T)})};
   if (args.shape.channels_last || args.shape.spatial == 1) {
     data.streaming = data.streaming && rows_are_aligned(data.written(), args.shape.channels);
-    backward_rows<kRelu>(args, data);
+    backward_rows(args, data);
   } else {
-    backward_planes<kRelu>(args, data);
+    backward_planes(args, data);
   }
 }
 
@@ -145,11 +147,7 @@ void backward(const BatchNormBackwardArgs& args) {
 
 template <>
 void batch_norm_backward<kBuildIsa>(const BatchNormBackwardArgs& args) {
-  dispatch_dtype<CpuTypes>(args.dtype, [&]<class T> {
-    if (!args.relu) return backward<ReluGradient::kNone, T>(args);
-    if (args.output == nullptr) return backward<ReluGradient::kFromInput, T>(args);
-    backward<ReluGradient::kFromOutput, T>(args);
-  });
+  dispatch_dtype<CpuTypes>(args.dtype, [&]<class T> { backward<T>(args); });
 }
 
 }  // namespace fastdl

@@ -23,10 +23,9 @@ ChannelWalk walk_of(const BatchNormForwardArgs& args, const CudaTarget& target) 
   return choose_walk(args.shape, args.dtype, {args.input, args.residual, args.output}, target);
 }
 ChannelWalk walk_of(const BatchNormBackwardArgs& args, const CudaTarget& target) {
-  return choose_walk(args.shape, args.dtype,
-                     {args.grad_output, args.input, args.output, args.grad_input,
-                      args.grad_residual},
-                     target);
+  return choose_walk(
+      args.shape, args.dtype,
+      {args.grad_output, args.input, args.output, args.grad_input, args.grad_residual}, target);
 }
 
 bool needs_sums(const BatchNormBackwardArgs& args) {

@@ -1,10 +1,10 @@
 // Batch norm on CPU, with an optional residual and ReLU behind it, forward.
 //   y = [ReLU] ((x - mean) rstd weight + bias [+ residual]), rstd = 1 / sqrt(var + eps)
-// NCHW: a thread takes a channel, or where there are few of them a part of one, and finds its planes
-// in the cache when it writes: 2 moves of the tensor. Channels last: a thread takes rows, in tiles
-// of columns; tensors larger than the cache are read twice (3 moves). Evaluation: 2 moves. Parts and
-// tiles depend on sizes alone and are added in order: the same bits for any number of threads.
-// Outputs larger than the cache go past it. Floor: bytes moved / copy bandwidth.
+// NCHW: a thread takes a channel, or where there are few of them a part of one, and finds its
+// planes in the cache when it writes: 2 moves of the tensor. Channels last: a thread takes rows, in
+// tiles of columns; tensors larger than the cache are read twice (3 moves). Evaluation: 2 moves.
+// Parts and tiles depend on sizes alone and are added in order: the same bits for any number of
+// threads. Outputs larger than the cache go past it. Floor: bytes moved / copy bandwidth.
 #include "batch_norm/batch_norm_cpu.h"
 
 namespace fastdl {
@@ -56,8 +56,10 @@ void forward_planes(const BatchNormForwardArgs& args, const ForwardData<T>& data
   Moments* const of_parts = scratch.take<Moments>(channels * planes.parts);
   ForwardChannels<A> known{args, scratch.take<A>(channels), scratch.take<A>(channels),
                            scratch.take<A>(channels)};
+  const int64_t elements = args.shape.batch * args.shape.spatial;
+  const int64_t next = ahead(args.shape.spatial, elements * sizeof(T));
   for_each_unit(
-      channels, planes.parts, args.shape.batch * args.shape.spatial,
+      channels, planes.parts, elements,
       [&](int64_t c, int64_t number) {
         if (!args.training) return;
         const Part part = planes.part(c, number);
@@ -71,7 +73,7 @@ void forward_planes(const BatchNormForwardArgs& args, const ForwardData<T>& data
       },
       [&](int64_t c, int64_t number) {
         const Part part = planes.part(c, number);
-        normalise_runs(data.from(part.offset), part.runs, known.at(c), args.shape.spatial);
+        normalise_runs(data.from(part.offset), part.runs, known.at(c), next);
       });
 }
 

@@ -20,9 +20,9 @@ const char* reason_of_input(const Tensor& x) {
 }
 
 const char* reason_of_residual(const Tensor& x, const Tensor& residual) {
-  const bool fits = !residual.defined() ||
-                    (residual.sizes() == x.sizes() && residual.device() == x.device() &&
-                     residual.scalar_type() == x.scalar_type());
+  const bool fits =
+      !residual.defined() || (residual.sizes() == x.sizes() && residual.device() == x.device() &&
+                              residual.scalar_type() == x.scalar_type());
   return fits ? nullptr : "a residual that is not like the input";
 }
 
@@ -34,7 +34,8 @@ const char* reason_of_arguments(const BatchNormTensors& tensors, bool training) 
   if (training && x.numel() == x.size(1)) return "one value per channel in training";
   if (mean.defined() != var.defined()) return "one of running_mean and running_var alone";
   if (!training && !mean.defined()) return "no running statistics in evaluation";
-  if (const char* reason = reason_of_channel_parameters(x, {tensors.weight, tensors.bias, mean, var})) {
+  if (const char* reason =
+          reason_of_channel_parameters(x, {tensors.weight, tensors.bias, mean, var})) {
     return reason;
   }
   if (mean.defined()) {

@@ -18,15 +18,19 @@ struct BatchNormTensors {
 const char* reason_of_arguments(const BatchNormTensors& tensors, bool training);
 
 // torch.nn.functional's batch_norm; nothing where native torch must compute.
-std::optional<at::Tensor> batch_norm(
-    const PlainTensor& input, const std::optional<PlainTensor>& running_mean,
-    const std::optional<PlainTensor>& running_var, const std::optional<PlainTensor>& weight,
-    const std::optional<PlainTensor>& bias, bool training, Number momentum, Number eps);
+std::optional<at::Tensor> batch_norm(const PlainTensor& input,
+                                     const std::optional<PlainTensor>& running_mean,
+                                     const std::optional<PlainTensor>& running_var,
+                                     const std::optional<PlainTensor>& weight,
+                                     const std::optional<PlainTensor>& bias, bool training,
+                                     Number momentum, Number eps);
 // relu(batch_norm + residual)
-std::optional<at::Tensor> batch_norm_relu(
-    const PlainTensor& input, const std::optional<PlainTensor>& running_mean,
-    const std::optional<PlainTensor>& running_var, const std::optional<PlainTensor>& weight,
-    const std::optional<PlainTensor>& bias, bool training, Number momentum, Number eps,
-    const std::optional<PlainTensor>& residual);
+std::optional<at::Tensor> batch_norm_relu(const PlainTensor& input,
+                                          const std::optional<PlainTensor>& running_mean,
+                                          const std::optional<PlainTensor>& running_var,
+                                          const std::optional<PlainTensor>& weight,
+                                          const std::optional<PlainTensor>& bias, bool training,
+                                          Number momentum, Number eps,
+                                          const std::optional<PlainTensor>& residual);
 
 }  // namespace fastdl

@@ -28,7 +28,7 @@ struct Moments {
   // From n numbers' sums of distances and squared distances from `shift`
   void add_sums(double n, double shift, double sum, double sum_of_squares) {
     const double offset = sum / n;
-    add({n, shift + offset, std::max(0.0, sum_of_squares - sum * offset)});
+    add({n, shift + offset, std::max(sum_of_squares - sum * offset, 0.0)});  // NaN stays
   }
 };
 
@@ -57,7 +57,8 @@ inline void for_chunks(const Runs& runs, F&& f) {
   }
 }
 
-// Sums over runs of the two vectors that term(offset, count) gives; lanes past the end must be zero.
+// Sums over runs of the two vectors that term(offset, count) gives; lanes past the end must be
+// zero.
 template <class T, class F>
 inline std::array<double, 2> sum_runs(const Runs& runs, F&& term) {
   using V = Vec<T>;
@@ -137,11 +138,14 @@ inline void sum_columns(int64_t rows, int64_t cols, int64_t stride, Accumulate<T
     for_single_vectors<T>(cols, [&](int64_t i, auto count) {
       V sum = load_vector(sums + i, count, A(0));
       V other = load_vector(sums + kColumns + i, count, A(0));
-      if (together == kTogether) {
+      const int64_t start = row * stride + i;
+      bool unrolled = false;
+      if constexpr (std::is_same_v<decltype(count), Whole>) unrolled = together == kTogether;
+      if (unrolled) {
 #pragma GCC unroll 4
-        for (int r = 0; r < kTogether; ++r) term((row + r) * stride + i, i, count, sum, other);
+        for (int r = 0; r < kTogether; ++r) term(start + r * stride, i, count, sum, other);
       } else {
-        for (int r = 0; r < together; ++r) term((row + r) * stride + i, i, count, sum, other);
+        for (int64_t r = 0; r < together; ++r) term(start + r * stride, i, count, sum, other);
       }
       store_vector(sums + i, sum, count);
       store_vector(sums + kColumns + i, other, count);

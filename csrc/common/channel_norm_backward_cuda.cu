@@ -85,7 +85,8 @@ __global__ void __launch_bounds__(kChannelThreads) channel_factors_of_sums(Chann
   const A* const rstd = static_cast<const A*>(args.rstd);
   const int lane = threadIdx.x % kWarp;
   const int64_t each = args.columns_of_statistic, statistics = args.columns / each;
-  const int64_t unit = static_cast<int64_t>(blockIdx.x) * (kChannelThreads / kWarp) + threadIdx.x / kWarp;
+  const int64_t unit =
+      static_cast<int64_t>(blockIdx.x) * (kChannelThreads / kWarp) + threadIdx.x / kWarp;
   const bool is_statistic = unit < statistics, exists = unit < statistics + args.channels;
   const int64_t channel = unit - statistics, samples = args.columns / args.channels;
   const int64_t items = exists ? (is_statistic ? each : samples) * args.parts : 0;
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kChannelThreads)
 }  // namespace
 
 size_t channel_sums_bytes(const ChannelWalk& walk, DType dtype) {
-  return walk.parts * walk.columns() * 2 * (dtype == DType::kFloat64 ? 8 : 4);
+  return walk.parts * walk.columns * 2 * (dtype == DType::kFloat64 ? 8 : 4);
 }
 
 Status channel_gradient_sums(const ChannelTensors& tensors, const ChannelWalk& walk, void* sums,

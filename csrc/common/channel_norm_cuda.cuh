@@ -144,8 +144,7 @@ template <class Value, int W>
 __device__ __forceinline__ void write_team(const ChannelWalk& walk, const Walker& walker,
                                            const Value (&values)[W], void* all) {
   if (!walker.exists || walker.rank >= walk.lanes) return;
-  Value* const to =
-      static_cast<Value*>(all) + walker.part * walk.columns() + walker.column;
+  Value* const to = static_cast<Value*>(all) + walker.part * walk.columns + walker.column;
 #pragma unroll
   for (int i = 0; i < W; ++i) {
     if (i == 0 || walk.by_rows) to[i] = values[i];

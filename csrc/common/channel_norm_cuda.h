@@ -19,13 +19,12 @@ struct ChannelWalk {
   int64_t run_vectors;  // of a run
   int64_t parts;        // of a tile
   int64_t vectors;      // of columns in a row: lanes beyond have nothing to do
+  int64_t columns;      // in all
   int lanes;            // 1 unless channels last
   int team;             // threads: a warp's or a block's
   int width;            // elements of a vector
 
-  bool by_rows;         // channels last: every element of a vector is of another column
-
-  int64_t columns() const { return by_rows ? vectors * width : tiles; }
+  bool by_rows;  // channels last: every element of a vector is of another column
 };
 
 inline constexpr int kMaxLanes = 8;  // 128 bytes
@@ -75,7 +74,8 @@ Status channel_statistics(const ChannelStatistics& args, const CudaTarget& targe
 Status channel_normalise(const ChannelTensors& tensors, const ChannelWalk& walk,
                          const CudaTarget& target);
 
-// The sums of g and g (x - mean) of each part of each column, g = grad_output where the ReLU was open
+// The sums of g and g (x - mean) of each part of each column, g = grad_output where the ReLU was
+// open
 Status channel_gradient_sums(const ChannelTensors& tensors, const ChannelWalk& walk, void* sums,
                              const CudaTarget& target);
 

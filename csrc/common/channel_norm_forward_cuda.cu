@@ -3,9 +3,9 @@
 // channels last, threads have neighbouring columns and walk down the rows. Each has 4 vectors in
 // flight. Their mean and squares join those of the ones before by Chan's formula, then do the
 // threads', then the parts', all in a fixed order. The input is read twice and the output written
-// once (3 moves of memory where it does not fit the cache), in evaluation read once. Between the two
-// a small kernel, with a warp for each column, combines the parts.
-// Floor: bytes moved / copy bandwidth.
+// once (3 moves of memory where it does not fit the cache), in evaluation read once. Between the
+// two a small kernel, with a warp for each column, combines the parts. Floor: bytes moved / copy
+// bandwidth.
 #include "common/channel_norm_cuda.cuh"
 
 namespace fastdl {
@@ -30,9 +30,8 @@ struct Moments {
 };
 
 template <class T, int W>
-__global__ void __launch_bounds__(kChannelThreads) channel_moments_of_part(ChannelTensors tensors,
-                                                                    ChannelWalk walk,
-                                                                    void* moments) {
+__global__ void __launch_bounds__(kChannelThreads)
+    channel_moments_of_part(ChannelTensors tensors, ChannelWalk walk, void* moments) {
   using A = Accumulate<T>;
   Walker walker(walk);
   Moments<A> all[W] = {};
@@ -69,7 +68,8 @@ __global__ void __launch_bounds__(kChannelThreads) channel_moments_of_part(Chann
 
 // A warp has a column.
 template <class A>
-__global__ void __launch_bounds__(kChannelThreads) channel_statistics_of_column(ChannelStatistics args) {
+__global__ void __launch_bounds__(kChannelThreads)
+    channel_statistics_of_column(ChannelStatistics args) {
   const int lane = threadIdx.x % kWarp;
   const int64_t column =
       static_cast<int64_t>(blockIdx.x) * (kChannelThreads / kWarp) + threadIdx.x / kWarp;
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kChannelThreads)
 
 size_t channel_moments_bytes(const ChannelWalk& walk, DType dtype) {
   const size_t size = dtype == DType::kFloat64 ? sizeof(Moments<double>) : sizeof(Moments<float>);
-  return walk.parts * walk.columns() * size;
+  return walk.parts * walk.columns * size;
 }
 
 Status channel_moments(const ChannelTensors& tensors, const ChannelWalk& walk, void* moments,

@@ -41,6 +41,12 @@ inline void for_each_unit(int64_t units, int64_t parts, int64_t elements, First&
   }
 }
 
+// How far ahead to fetch while a unit of `bytes` is written: as far as the next unit lies, if the
+// cache has room for both on all threads, else not at all (the unit's own second half would go).
+inline int64_t ahead(int64_t distance, int64_t bytes) {
+  return 2 * bytes * num_threads() <= last_level_cache_bytes() ? distance : 0;
+}
+
 // Where part `number` of `parts` begins
 inline int64_t part_begin(int64_t size, int64_t number, int64_t parts) {
   return size * number / parts;

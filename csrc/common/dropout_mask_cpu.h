@@ -51,25 +51,52 @@ struct Lanes64 {
 };
 #endif
 
-// Four words of Philox for each counter (lower 64 bits, stream), in two halves.
+// Four words of Philox for each counter, in two halves.
 struct PhiloxHalves {
   Lanes64 first, second;
 };
 
-inline PhiloxHalves philox(Lanes64 counter, uint64_t stream, uint64_t seed) {
-  Lanes64 c0 = counter, c1 = counter.upper(), c2 = Lanes64::all(stream), c3 = Lanes64::all(0);
-  const Lanes64 m0 = Lanes64::all(kPhiloxMultipliers[0]), m1 = Lanes64::all(kPhiloxMultipliers[1]);
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    const Lanes64 product0 = c0.times(m0), product1 = c2.times(m1);
-    c0 = product1.upper() ^ c1 ^ Lanes64::all(key0);
-    c1 = product1;
-    c2 = product0.upper() ^ c3 ^ Lanes64::all(key1);
-    c3 = product0;
-    key0 += kPhiloxKeySteps[0];
-    key1 += kPhiloxKeySteps[1];
+struct PhiloxKeys {
+  Lanes64 of_round[kPhiloxRounds][2];
+
+  explicit PhiloxKeys(uint64_t seed) {
+    uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+    for (auto& keys : of_round) {
+      keys[0] = Lanes64::all(key0);
+      keys[1] = Lanes64::all(key1);
+      key0 += kPhiloxKeySteps[0];
+      key1 += kPhiloxKeySteps[1];
+    }
   }
-  return {c0.with_upper(c1), c2.with_upper(c3)};
+};
+
+// Of the counters from `counter` on. kSets vectors of them go side by side: a round is a chain of
+// operations that wait for each other.
+template <int kSets>
+inline void philox(const PhiloxKeys& keys, uint64_t counter, uint64_t stream,
+                   PhiloxHalves (&results)[kSets]) {
+  const Lanes64 m0 = Lanes64::all(kPhiloxMultipliers[0]), m1 = Lanes64::all(kPhiloxMultipliers[1]);
+  Lanes64 c[kSets][4];
+  for (int set = 0; set < kSets; ++set) {
+    c[set][0] = Lanes64::upwards_from(counter + set * Lanes64::kCount);
+    c[set][1] = c[set][0].upper();
+    c[set][2] = Lanes64::all(stream);
+    c[set][3] = Lanes64::all(0);
+  }
+#pragma GCC unroll 8
+  for (const auto& key : keys.of_round) {
+#pragma GCC unroll 4
+    for (int set = 0; set < kSets; ++set) {
+      const Lanes64 product0 = c[set][0].times(m0), product1 = c[set][2].times(m1);
+      c[set][0] = product1.upper() ^ c[set][1] ^ key[0];
+      c[set][1] = product1;
+      c[set][2] = product0.upper() ^ c[set][3] ^ key[1];
+      c[set][3] = product0;
+    }
+  }
+  for (int set = 0; set < kSets; ++set) {
+    results[set] = {c[set][0].with_upper(c[set][1]), c[set][2].with_upper(c[set][3])};
+  }
 }
 
 // Sets keep[i] to all ones for the elements `first` + i whose bits are not below p, else to 0, for
@@ -97,16 +124,16 @@ inline bool compare_bits(Lanes64 random, uint32_t leading, uint16_t* keep) {
 }
 
 // The rare end of it, for the elements whose bits equal those of p.
-inline void compare_further_bits(Lanes64 random, const DropoutRule& rule, int64_t first,
-                                 uint16_t* keep) {
+inline void compare_further_bits(Lanes64 random, const DropoutRule& rule, const PhiloxKeys& keys,
+                                 int64_t first, uint16_t* keep) {
   uint16_t bits[4 * Lanes64::kCount];
   std::memcpy(bits, &random, sizeof(bits));
   for (int i = 0; i < 4 * Lanes64::kCount; ++i) {
     if (bits[i] != rule.leading) continue;
-    const Lanes64 further =
-        philox(Lanes64::upwards_from(static_cast<uint64_t>(first + i)), 1, rule.seed).first;
+    PhiloxHalves further[1];
+    philox(keys, static_cast<uint64_t>(first + i), 1, further);
     uint32_t word;
-    std::memcpy(&word, &further, sizeof(word));
+    std::memcpy(&word, &further[0].first, sizeof(word));
     keep[i] = word >= rule.trailing ? 0xffff : 0;
   }
 }
@@ -114,19 +141,23 @@ inline void compare_further_bits(Lanes64 random, const DropoutRule& rule, int64_
 // Fills keep[0, count rounded up to a whole tile) for the elements from `first` on, the first of a
 // tile.
 inline void fill_keep(const DropoutRule& rule, int64_t first, int64_t count, uint16_t* keep) {
+  constexpr int kSets = 2;
   constexpr int64_t lanes = Lanes64::kCount, half = kDropoutTile / 2;
+  const PhiloxKeys keys(rule.seed);
   for (int64_t start = 0; start < count; start += kDropoutTile) {
     const int64_t wanted = std::min(half, count - start);
     const int64_t block = (first + start) / kDropoutTile * kDropoutTileBlocks;
-    for (int64_t lane = 0; 4 * lane < wanted; lane += lanes) {
-      const PhiloxHalves random =
-          philox(Lanes64::upwards_from(static_cast<uint64_t>(block + lane)), 0, rule.seed);
-      const int64_t at = start + 4 * lane;
-      const bool first_equal = compare_bits(random.first, rule.leading, keep + at);
-      const bool second_equal = compare_bits(random.second, rule.leading, keep + at + half);
-      if (first_equal || second_equal) [[unlikely]] {
-        compare_further_bits(random.first, rule, first + at, keep + at);
-        compare_further_bits(random.second, rule, first + at + half, keep + at + half);
+    for (int64_t lane = 0; 4 * lane < wanted; lane += kSets * lanes) {
+      PhiloxHalves random[kSets];
+      philox(keys, static_cast<uint64_t>(block + lane), 0, random);
+      for (int set = 0; set < kSets; ++set) {
+        const int64_t at = start + 4 * (lane + set * lanes);
+        const bool first_equal = compare_bits(random[set].first, rule.leading, keep + at);
+        const bool second_equal = compare_bits(random[set].second, rule.leading, keep + at + half);
+        if (first_equal || second_equal) [[unlikely]] {
+          compare_further_bits(random[set].first, rule, keys, first + at, keep + at);
+          compare_further_bits(random[set].second, rule, keys, first + at + half, keep + at + half);
+        }
       }
     }
   }

@@ -55,11 +55,14 @@ std::array<Tensor, 2> differentiable_slopes(const Tensor& x, const Tensor& t, co
       slope = at::where(d.abs() < threshold, d, d.sgn() * threshold);
       break;
     case LossKind::kBinaryCrossEntropy: {
-      const Tensor positive = pos_weight.defined() ? pos_weight * t : t;
-      slope = (positive + 1 - t) * x.sigmoid() - positive;
-      Tensor target_slope = -x;
+      Tensor target_slope;
       if (pos_weight.defined()) {
+        const Tensor positive = pos_weight * t;
+        slope = (positive + 1 - t) * x.sigmoid() - positive;
         target_slope = at::log_sigmoid(-x) - pos_weight * at::log_sigmoid(x);
+      } else {
+        slope = x.sigmoid() - t;
+        target_slope = -x;
       }
       if (!weight.defined()) return {slope, target_slope};
       return {slope * weight, target_slope * weight};
@@ -94,12 +97,16 @@ struct LossFunction : torch::autograd::Function<LossFunction> {
         at::GradMode::is_enabled() ? "create_graph=True" : reason_to_hand_over(grads[0]);
     if (reason != nullptr) {
       hand_over(std::string(kNames[kind]) + " backward", reason);
-      const auto slopes = differentiable_slopes(input, target, weight, pos_weight,
-                                                static_cast<LossKind>(kind), threshold);
+      const auto dtype = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+      const auto widened = [&](const Tensor& t) { return t.defined() ? t.to(dtype) : t; };
+      const auto slopes =
+          differentiable_slopes(widened(input), widened(target), widened(weight),
+                                widened(pos_weight), static_cast<LossKind>(kind), threshold);
+      Tensor grad = widened(grads[0]);
       const bool mean = static_cast<LossReduction>(reduction) == LossReduction::kMean;
-      const Tensor grad = mean ? grads[0] / input.sym_numel() : grads[0];
+      if (mean) grad = grad / input.sym_numel();
       for (int i = 0; i < 2; ++i) {
-        if (wanted[i]) results[i] = grad * slopes[i];
+        if (wanted[i]) results[i] = (grad * slopes[i]).to(input.scalar_type());
       }
       return results;
     }

@@ -1,7 +1,7 @@
 // Losses that are a sum over elements, on CPU. With d = x - t:
 //   mse  d^2;  l1  |d|;  smooth_l1  d^2 / (2 beta) if |d| < beta, else |d| - beta / 2;  huber is
 //   smooth_l1 times beta = delta;  binary cross-entropy, for logits x and l = 1 + (p - 1) t:
-//   w ((1 - t) x + l (max(-x, 0) + log(1 + exp(-|x|)))).
+//   w ((1 - t) max(x, 0) - p t min(x, 0) + l log(1 + exp(-|x|))).
 // The elements are cut into blocks of kBlock, a block is summed in kLanes vectors of float32 (of
 // float64 for float64: at most 256 numbers a lane), the blocks' sums are added in float64 and in
 // order: the same bits with any number of threads. The backward multiplies the derivative by the
@@ -99,13 +99,13 @@ struct BinaryCrossEntropy {
     return at::vec::fmadd(twice * z2, p, twice);
   }
 
-  // Both large terms first: without pos_weight they cancel exactly where x < 0 and t = 0.
+  // Without differences of large terms; x = -inf gives NaN through `positive`, as in torch.
   V value(V x, V t, V weight, V pos_weight) const {
     const V zero(A(0)), one(A(1));
-    const V small = log_of_1_plus(exp_of_minus(x));
+    const V negative = at::vec::clamp_max(x, zero), positive = x - negative;
+    const V large = at::vec::fmadd(zero - pos_weight * t, negative, (one - t) * positive);
     const V factor = at::vec::fmadd(pos_weight - one, t, one);
-    const V large = at::vec::fmadd(factor, at::vec::clamp_min(zero - x, zero), (one - t) * x);
-    return weight * at::vec::fmadd(factor, small, large);
+    return weight * at::vec::fmadd(factor, log_of_1_plus(exp_of_minus(x)), large);
   }
   V slope(V x, V t, V weight, V pos_weight) const {
     const V one(A(1)), e = exp_of_minus(x);

@@ -45,9 +45,10 @@ struct Loss {
       case LossKind::kL1:
         return distance;
       case LossKind::kBinaryCrossEntropy: {
-        // Both large terms first: without pos_weight they cancel exactly where x < 0 and t = 0.
+        // Without differences of large terms; x = -inf gives NaN through `positive`, as in torch.
+        const A negative = min(x, A(0)), positive = x - negative;
+        const A large = (1 - t) * positive - pos_weight * t * negative;
         const A factor = (pos_weight - 1) * t + 1;
-        const A large = (1 - t) * x + factor * max(-x, A(0));
         return weight * (large + factor * log1p(exp(-fabs(x))));
       }
       default:

@@ -30,12 +30,6 @@ EmbeddingIndices indices_of(const Tensor& indices, int64_t vocabulary) {
           indices.scalar_type() == at::kLong};
 }
 
-bool are_in_range(const EmbeddingIndices& indices) {
-  bool in_range = true;
-  call_best_isa([&]<CpuIsa isa> { in_range = embedding_indices_in_range<isa>(indices); });
-  return in_range;
-}
-
 Tensor embedding_kernel(const Tensor& weight, const Tensor& indices, int64_t) {
   TORCH_CHECK(has_contiguous_rows(weight), "fastdl::embedding: weight must have contiguous rows");
   TORCH_CHECK(weight.device() == indices.device(),
@@ -218,10 +212,6 @@ std::optional<Tensor> embedding(const PlainTensor& input, const PlainTensor& wei
     padding = *padding_idx;
     if (padding < -rows || (padding >= rows && padding > 0)) reason = "padding_idx is out of range";
     if (padding < 0) padding += rows;
-  }
-  if (reason == nullptr && indices.is_cpu()) {
-    const Tensor index = indices.contiguous();
-    if (!are_in_range(indices_of(index, w.size(0)))) reason = "an index that is out of range";
   }
   if (reason != nullptr) {
     hand_over("embedding", reason);

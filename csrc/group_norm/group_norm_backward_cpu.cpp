@@ -2,8 +2,8 @@
 //   dx = rstd (dy weight - mean(dy weight) - x^ mean(dy weight x^))
 //   dweight = sum over samples and space of dy x^,  dbias = sum of dy
 // The sums of dy and dy (x - mean) over each plane (channels last: over each column of a sample)
-// are kept in double, and give all of these. Work is split as in group_norm_forward_cpu.cpp: 3 moves
-// of the tensor while a group (or sample) fits the cache, else 5.
+// are kept in double, and give all of these. Work is split as in group_norm_forward_cpu.cpp: 3
+// moves of the tensor while a group (or sample) fits the cache, else 5.
 #include "group_norm/group_norm_cpu.h"
 
 namespace fastdl {
@@ -78,12 +78,13 @@ void backward_planes(const GroupNormBackwardArgs& args, const BackwardData<T>& d
   Carver scratch(Sums<A>::bytes(shape), 4);
   Sums<A> known(args, scratch);
   const Runs runs{1, spatial, 0};
+  const int64_t next = ahead(columns * spatial, 2 * columns * spatial * sizeof(T));
   for_each_unit(
       shape.batch * shape.groups, columns, columns * spatial,
       [&](int64_t group, int64_t i) {
         const int64_t plane = group * columns + i;
-        const auto [sum, product] = sum_gradient_runs<ReluGradient::kNone>(
-            data.from(plane * spatial), runs, {known.mean(group), 1, 0});
+        const auto [sum, product] =
+            sum_gradient_runs(data.from(plane * spatial), runs, {known.mean(group), A(1), A(0)});
         known.sums[plane] = sum;
         known.products[plane] = product;
       },
@@ -91,10 +92,8 @@ void backward_planes(const GroupNormBackwardArgs& args, const BackwardData<T>& d
       [&](int64_t group, int64_t i) {
         if (data.grad_input == nullptr) return;
         const int64_t plane = group * columns + i;
-        differentiate_runs<ReluGradient::kNone>(data.from(plane * spatial), runs,
-                                                {known.mean(group), 1, 0},
-                                                known.factors(group, plane % shape.channels),
-                                                columns * spatial);
+        differentiate_runs(data.from(plane * spatial), runs, {known.mean(group), A(1), A(0)},
+                           known.factors(group, plane % shape.channels), next);
       });
   known.finish_parameters();
 }
@@ -126,9 +125,9 @@ void backward_samples(const GroupNormBackwardArgs& args, const BackwardData<T>& 
         const A* const mean = all_factors + sample * 4 * channels;
         double* const sums = all_ranges + sample * of_sample + range * 2 * channels;
         samples.for_tiles([&](int64_t col, int64_t width) {
-          sum_gradient_columns<ReluGradient::kNone>(
-              data.from(start_of(sample, range) + col), rows, width, channels,
-              {mean + col, mean + col, mean + col}, sums + col, sums + channels + col);
+          sum_gradient_columns(data.from(start_of(sample, range) + col), rows, width, channels,
+                               {mean + col, mean + col, mean + col}, sums + col,
+                               sums + channels + col);
         });
       },
       [&](int64_t sample) {
@@ -157,10 +156,10 @@ void backward_samples(const GroupNormBackwardArgs& args, const BackwardData<T>& 
       [&](int64_t sample, int64_t range) {
         if (data.grad_input == nullptr) return;
         const A* const mean = all_factors + sample * 4 * channels;
-        differentiate_rows<ReluGradient::kNone>(
-            data.from(start_of(sample, range)),
-            samples.first_row(range + 1) - samples.first_row(range), channels, {mean, mean, mean},
-            {mean + channels, mean + 2 * channels, mean + 3 * channels});
+        differentiate_rows(data.from(start_of(sample, range)),
+                           samples.first_row(range + 1) - samples.first_row(range), channels,
+                           {mean, mean, mean},
+                           {mean + channels, mean + 2 * channels, mean + 3 * channels});
       });
   known.finish_parameters();
 }
@@ -176,6 +175,7 @@ void group_norm_backward<kBuildIsa>(const GroupNormBackwardArgs& args) {
                          nullptr,
                          static_cast<T*>(args.grad_input),
                          nullptr,
+                         false,
                          worth_streaming(3 * args.shape.elements() * int64_t{sizeof(T)})};
     if (args.shape.channels_last || args.shape.spatial == 1) {
       data.streaming = data.streaming && rows_are_aligned(data.written(), args.shape.channels);

@@ -1,7 +1,7 @@
-// Group norm on CUDA: which of the kernels of channel_norm_{forward,backward}_cuda.cu run. A column is
-// a sample's group for the moments, which is contiguous, and a sample's channel otherwise. Forward:
-// moments, statistics, normalise; backward: sums, factors, differentiate. Channels-last tensors do
-// not come here: as in torch they are made contiguous first.
+// Group norm on CUDA: which of the kernels of channel_norm_{forward,backward}_cuda.cu run. A column
+// is a sample's group for the moments, which is contiguous, and a sample's channel otherwise.
+// Forward: moments, statistics, normalise; backward: sums, factors, differentiate. Channels-last
+// tensors do not come here: as in torch they are made contiguous first.
 #include "common/channel_norm_cuda.h"
 #include "common/channel_walk.h"
 #include "group_norm/group_norm.h"

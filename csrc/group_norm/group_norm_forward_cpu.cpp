@@ -55,10 +55,10 @@ void forward_planes(const GroupNormForwardArgs& args, const ForwardData<T>& data
         for (int64_t begin = part_begin(cols, part, parts); begin < end;) {
           const int64_t channel = begin / spatial;
           const int64_t length = std::min(end, (channel + 1) * spatial) - begin;
-          normalise_runs(data.from(row * cols + begin), Runs{1, length, 0},
-                         factors_of<A>(args, row,
-                                       row % shape.groups * shape.channels_of_group() + channel),
-                         cols);
+          normalise_runs(
+              data.from(row * cols + begin), Runs{1, length, 0},
+              factors_of<A>(args, row, row % shape.groups * shape.channels_of_group() + channel),
+              ahead(cols, cols * sizeof(T)));
           begin += length;
         }
       });

@@ -230,9 +230,9 @@ struct GroupNormFunction : torch::autograd::Function<GroupNormFunction> {
     variable_list computed(3);
     if (reason != nullptr) {
       hand_over("group_norm backward", reason);
-      computed = differentiable_backward(
-          grads[0], input, groups.guard_int(__FILE__, __LINE__), weight,
-          ctx->saved_data["eps"].toDouble(), wanted, weight_dtype);
+      computed =
+          differentiable_backward(grads[0], input, groups.guard_int(__FILE__, __LINE__), weight,
+                                  ctx->saved_data["eps"].toDouble(), wanted, weight_dtype);
     } else {
       const at::AutoDispatchBelowADInplaceOrView below;
       std::tie(computed[0], computed[1], computed[2]) =

@@ -87,18 +87,19 @@ struct DropoutAddNormFunction : torch::autograd::Function<DropoutAddNormFunction
     }
     if (reason != nullptr || !grads[0].defined()) {
       if (reason != nullptr) hand_over("dropout_add_layer_norm backward", reason);
+      // Rounded to 16 bits at the end alone
+      const auto dtype = sum.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
       Tensor grad_residual = grads[1];
       if (grads[0].defined()) {
         const auto computed = differentiable_norm_backward(
-            grads[0], sum, weight, normalized_dims, ctx->saved_data["eps"].toDouble(),
-            {wanted[0] || wanted[1], wanted[2], wanted[3]}, weight_dtype, /*centred=*/true);
-        grad_residual =
-            grads[1].defined() && computed[0].defined() ? computed[0] + grads[1] : computed[0];
+            grads[0], sum.to(dtype), weight, normalized_dims, ctx->saved_data["eps"].toDouble(),
+            {true, wanted[2], wanted[3]}, weight_dtype, /*centred=*/true);
+        grad_residual = grads[1].defined() ? computed[0] + grads[1] : computed[0];
         results[3] = computed[1];
         results[4] = computed[2];
       }
-      if (wanted[0]) results[0] = dropped(grad_residual, p, seed);
-      if (wanted[1]) results[1] = grad_residual;
+      if (wanted[0]) results[0] = dropped(grad_residual, p, seed).to(sum.scalar_type());
+      if (wanted[1]) results[1] = grad_residual.to(sum.scalar_type());
       return results;
     }
     const at::AutoDispatchBelowADInplaceOrView below;

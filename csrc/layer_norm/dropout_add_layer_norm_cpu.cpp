@@ -45,16 +45,13 @@ class RowMask {
   RowMask(double p, uint64_t seed, uint16_t* memory)
       : p_(p), rule_(make_dropout_rule(p, seed)), memory_(memory) {}
 
-  // Makes the mask of the elements [first, first + cols). Whole vectors may be read past its end.
+  // The mask of the elements [first, first + cols), or null where all are kept. Whole vectors may
+  // be read past its end.
   const uint16_t* of_row(int64_t first, int64_t cols) const {
+    if (!(p_ > 0)) return nullptr;
     const int64_t before = first % kDropoutTile;
-    if (p_ > 0) fill_keep(rule_, first - before, before + cols, memory_);
+    fill_keep(rule_, first - before, before + cols, memory_);
     return memory_ + before;
-  }
-
-  template <class T>
-  Vec<T> apply(Vec<T> value, const uint16_t* keep, Vec<T> scale) const {
-    return p_ > 0 ? value * scale_of_kept<T>(keep, scale) : value;
   }
 
  private:
@@ -62,6 +59,11 @@ class RowMask {
   DropoutRule rule_;
   uint16_t* memory_;
 };
+
+template <class T>
+inline Vec<T> drop(Vec<T> value, const uint16_t* keep, int64_t i, Vec<T> scale) {
+  return keep != nullptr ? value * scale_of_kept<T>(keep + i, scale) : value;
+}
 
 template <class T, class W>
 void forward_row(const DropoutAddNormForwardArgs& args, int64_t row, const RowMask& mask,
@@ -79,7 +81,7 @@ void forward_row(const DropoutAddNormForwardArgs& args, int64_t row, const RowMa
   const uint16_t* const keep = mask.of_row(row * cols, cols);
 
   for_output_vectors(sum, cols, streaming, [&](int64_t i, auto count, int) {
-    const V value = mask.template apply<T>(load_vector(x + i, count, A(0)), keep + i, scale) +
+    const V value = drop<T>(load_vector(x + i, count, A(0)), keep, i, scale) +
                     load_vector(residual + i, count, A(0));
     write_vector(sum + i, value, count, streaming);
     store_vector(values + i, rounded<T>(value), count);
@@ -161,7 +163,7 @@ void backward_row(const DropoutAddNormBackwardArgs& args, int64_t row, const Row
     if (grad_sum != nullptr) value = value + load_vector(grad_sum + i, count, A(0));
     write_vector(grad_residual + i, value, count, streaming);
     if (grad_input == nullptr) return;
-    write_vector(grad_input + i, mask.template apply<T>(value, keep + i, scale), count, streaming);
+    write_vector(grad_input + i, drop<T>(value, keep, i, scale), count, streaming);
   });
 }
 

@@ -1,7 +1,6 @@
 // Contract of clipping by the total norm: one pass over all gradients for it, one to scale them.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include "common/cpu_isa.h"
@@ -20,13 +19,15 @@ struct GradTensor {
 };
 
 // total_norm = sqrt(sum of squares) / grad_scale;  coefficient = min(1, max_norm / (norm + 1e-6))
+// All memory is on the GPU where the gradients are.
 struct GradNormArgs {
   const GradTensor* tensors;  // [count]
   int64_t count;
+  double* block_sums;  // [table_blocks(tensors, count)], scratch
   double max_norm;
   double grad_scale;    // 1 where gradients have no scale
-  double* total_norm;   // scalars, on the GPU where the gradients are
-  double* coefficient;  // NaN if the norm is
+  double* total_norm;   // a scalar
+  double* coefficient;  // a scalar; NaN if the norm is
 };
 
 template <CpuIsa isa>
@@ -34,11 +35,8 @@ void grad_norm(const GradNormArgs& args);
 template <CpuIsa isa>
 void scale_grads(const GradTensor* tensors, int64_t count, double coefficient);
 
-// grad_scale, if not null, takes the place of args.grad_scale. `scratch` has
-// grad_norm_scratch_cuda(args) bytes on the GPU.
-size_t grad_norm_scratch_cuda(const GradNormArgs& args);
-Status grad_norm_cuda(const GradNormArgs& args, const float* grad_scale, void* scratch,
-                      const CudaTarget& target);
+// grad_scale, if not null, takes the place of args.grad_scale.
+Status grad_norm_cuda(const GradNormArgs& args, const float* grad_scale, const CudaTarget& target);
 Status scale_grads_cuda(const GradTensor* tensors, int64_t count, const double* coefficient,
                         const CudaTarget& target);
 

@@ -8,7 +8,6 @@
 // Pascanu, Mikolov & Bengio, arXiv:1211.5063.
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "common/dispatch.h"
 #include "common/loops_cpu.h"
@@ -77,15 +76,16 @@ template <>
 void grad_norm<kBuildIsa>(const GradNormArgs& args) {
   double total = 0;
   if (args.count > 0) {
-    std::vector<double> sums(table_blocks(args.tensors, args.count));
-    for_tensor_blocks(args.tensors, args.count,
-                      [&](const GradTensor& grad, int64_t start, int64_t block) {
-                        dispatch_dtype<CpuTypes>(grad.dtype, [&]<class T> {
-                          sums[block] = sum_of_squares(static_cast<const T*>(grad.data) + start,
-                                                       std::min(kTensorBlock, grad.size - start));
-                        });
-                      });
-    for (const double sum : sums) total += sum;
+    for_tensor_blocks(
+        args.tensors, args.count, [&](const GradTensor& grad, int64_t start, int64_t block) {
+          dispatch_dtype<CpuTypes>(grad.dtype, [&]<class T> {
+            args.block_sums[block] = sum_of_squares(static_cast<const T*>(grad.data) + start,
+                                                    std::min(kTensorBlock, grad.size - start));
+          });
+        });
+    const GradTensor& last = args.tensors[args.count - 1];
+    const int64_t blocks = last.first_block + tensor_blocks(last.size);
+    for (int64_t block = 0; block < blocks; ++block) total += args.block_sums[block];
   }
   const double norm = std::sqrt(total) / args.grad_scale;
   const double coefficient = args.max_norm / (norm + 1e-6);

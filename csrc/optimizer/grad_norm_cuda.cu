@@ -99,11 +99,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kCombineThreads)
-    grad_norm_combine(const double* sums, int64_t blocks, GradNormArgs args,
-                      const float* grad_scale) {
+    grad_norm_combine(int64_t blocks, GradNormArgs args, const float* grad_scale) {
   double total = 0;
 #pragma unroll 4
-  for (int64_t i = threadIdx.x; i < blocks; i += kCombineThreads) total += sums[i];
+  for (int64_t i = threadIdx.x; i < blocks; i += kCombineThreads) total += args.block_sums[i];
   total = block_sum(total);
   if (threadIdx.x > 0) return;
   const double norm = sqrt(total) / (grad_scale != nullptr ? *grad_scale : args.grad_scale);
@@ -142,20 +141,15 @@ Status for_parts(const GradTensor* tensors, int64_t count, const F& call) {
 
 }  // namespace
 
-size_t grad_norm_scratch_cuda(const GradNormArgs& args) {
-  return table_blocks(args.tensors, args.count) * sizeof(double);
-}
-
-Status grad_norm_cuda(const GradNormArgs& args, const float* grad_scale, void* scratch,
-                      const CudaTarget& target) {
-  double* const sums = static_cast<double*>(scratch);
-  const Status status = for_parts(
-      args.tensors, args.count,
-      [&]<int kCount>(const Part<kCount>& part, int64_t count, const LaunchShape& shape) {
-        return launch(grad_norm_blocks<kCount>, shape, target, part, static_cast<int>(count), sums);
-      });
+Status grad_norm_cuda(const GradNormArgs& args, const float* grad_scale, const CudaTarget& target) {
+  const Status status =
+      for_parts(args.tensors, args.count,
+                [&]<int kCount>(const Part<kCount>& part, int64_t count, const LaunchShape& shape) {
+                  return launch(grad_norm_blocks<kCount>, shape, target, part,
+                                static_cast<int>(count), args.block_sums);
+                });
   if (!status.ok()) return status;
-  return launch(grad_norm_combine, {1, kCombineThreads}, target, sums,
+  return launch(grad_norm_combine, {1, kCombineThreads}, target,
                 table_blocks(args.tensors, args.count), args, grad_scale);
 }
 

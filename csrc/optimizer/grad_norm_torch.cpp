@@ -57,8 +57,11 @@ std::tuple<Tensor, Tensor> grad_norm_kernel(TensorList grads, double max_norm,
   const std::vector<GradTensor> table = make_table(grads, /*changes=*/false);
   const auto scalar = like.options().dtype(at::kDouble);
   const Tensor total = at::empty({}, scalar), coefficient = at::empty({}, scalar);
+  const auto count = static_cast<int64_t>(table.size());
+  const Tensor block_sums = at::empty({table_blocks(table.data(), count)}, scalar);
   GradNormArgs args{table.data(),
-                    static_cast<int64_t>(table.size()),
+                    count,
+                    block_sums.mutable_data_ptr<double>(),
                     max_norm,
                     1,
                     total.mutable_data_ptr<double>(),
@@ -68,12 +71,10 @@ std::tuple<Tensor, Tensor> grad_norm_kernel(TensorList grads, double max_norm,
   run_kernel(
       like, [&]<CpuIsa isa> { grad_norm<isa>(args); },
       [&](const auto& target) {
-        const Scratch sums(like, grad_norm_scratch_cuda(args));
         const Tensor scale =
             scaled ? grad_scale->to(like.options().dtype(at::kFloat), /*non_blocking=*/true)
                    : Tensor();
-        return grad_norm_cuda(args, scaled ? scale.const_data_ptr<float>() : nullptr, sums.data(),
-                              target);
+        return grad_norm_cuda(args, scaled ? scale.const_data_ptr<float>() : nullptr, target);
       });
   return {total.to(norm_dtype(grads)), coefficient};
 }

@@ -8,18 +8,20 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "activation/activation_torch.h"
+#include "batch_norm/batch_norm_torch.h"
 #include "common/cpu_isa.h"
 #include "common/device_cuda.h"
 #include "common/parallel.h"
+#include "cross_entropy/cross_entropy_torch.h"
 #include "dropout/dropout_torch.h"
 #include "elementwise_loss/elementwise_loss_torch.h"
 #include "embedding/embedding_torch.h"
-#include "layer_norm/dropout_add_layer_norm_torch.h"
-#include "batch_norm/batch_norm_torch.h"
 #include "group_norm/group_norm_torch.h"
+#include "layer_norm/dropout_add_layer_norm_torch.h"
 #include "layer_norm/layer_norm_torch.h"
 #include "optimizer/grad_norm_torch.h"
 #include "optimizer/optimizer_ops_torch.h"
+#include "pool/pool_torch.h"
 #include "softmax/softmax_torch.h"
 #include "torch/hand_over.h"
 
@@ -92,6 +94,32 @@ struct type_caster<fastdl::Integers> {
       if (!integer.load(item, convert)) return false;
       value.values.push_back(static_cast<fastdl::Integer&>(integer));
     }
+    return true;
+  }
+};
+
+template <>
+struct type_caster<fastdl::Sizes> {
+  PYBIND11_TYPE_CASTER(fastdl::Sizes, const_name("int | Sequence[int] | None"));
+
+  bool load(handle source, bool convert) {
+    if (source.is_none()) return true;
+    value.is_int = !PyTuple_Check(source.ptr()) && !PyList_Check(source.ptr());
+    if (value.is_int) return load_one(source, convert);
+    for (const handle item : reinterpret_borrow<sequence>(source)) {
+      if (item.is_none()) {
+        value.values.push_back(fastdl::Sizes::kNoSize);
+      } else if (!load_one(item, convert)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  bool load_one(handle item, bool convert) {
+    type_caster<fastdl::Integer> integer;
+    if (!integer.load(item, convert)) return false;
+    value.values.push_back(static_cast<fastdl::Integer&>(integer));
     return true;
   }
 };
@@ -173,6 +201,9 @@ PYBIND11_MODULE(_C, module) {
   bind_op(module, "elu", activation_with_parameter<ActivationKind::kElu>);
   bind_op(module, "dropout", fastdl::dropout_in_training);
   bind_op(module, "dropout_add_layer_norm", fastdl::dropout_add_layer_norm);
+  bind_op(module, "cross_entropy", fastdl::cross_entropy);
+  bind_op(module, "linear_cross_entropy", fastdl::linear_cross_entropy);
+  bind_op(module, "nll_loss", fastdl::nll_loss);
   bind_op(module, "adam_step", fastdl::adam_step_all);
   bind_op(module, "sgd_step", fastdl::sgd_step_all);
   bind_op(module, "adagrad_step", fastdl::adagrad_step_all);
@@ -182,6 +213,18 @@ PYBIND11_MODULE(_C, module) {
   bind_op(module, "batch_norm", fastdl::batch_norm);
   bind_op(module, "batch_norm_relu", fastdl::batch_norm_relu);
   bind_op(module, "group_norm", fastdl::group_norm);
+  bind_op(module, "max_pool1d", fastdl::max_pool<1>);
+  bind_op(module, "max_pool2d", fastdl::max_pool<2>);
+  bind_op(module, "max_pool1d_with_indices", fastdl::max_pool_with_indices<1>);
+  bind_op(module, "max_pool2d_with_indices", fastdl::max_pool_with_indices<2>);
+  bind_op(module, "avg_pool1d", fastdl::avg_pool<1>);
+  bind_op(module, "avg_pool2d", fastdl::avg_pool<2>);
+  bind_op(module, "adaptive_max_pool1d", fastdl::adaptive_max_pool<1>);
+  bind_op(module, "adaptive_max_pool2d", fastdl::adaptive_max_pool<2>);
+  bind_op(module, "adaptive_max_pool1d_with_indices", fastdl::adaptive_max_pool_with_indices<1>);
+  bind_op(module, "adaptive_max_pool2d_with_indices", fastdl::adaptive_max_pool_with_indices<2>);
+  bind_op(module, "adaptive_avg_pool1d", fastdl::adaptive_avg_pool<1>);
+  bind_op(module, "adaptive_avg_pool2d", fastdl::adaptive_avg_pool<2>);
 
   module.def("hand_over", torch::wrap_pybind_function(fastdl::hand_over));
   module.def("hand_overs", torch::wrap_pybind_function(fastdl::hand_overs));

@@ -15,9 +15,8 @@ inline const void* pointer_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
-inline at::Tensor contiguous_or_undefined(
-    const std::optional<at::Tensor>& tensor,
-    at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+inline at::Tensor contiguous_or_undefined(const std::optional<at::Tensor>& tensor,
+                                          at::MemoryFormat format = at::MemoryFormat::Contiguous) {
   if (!tensor.has_value() || !tensor->defined()) return at::Tensor();
   return aligned_on_gpu(tensor->contiguous(format));
 }

@@ -111,14 +111,17 @@ class Sigmoid(torch.nn.Sigmoid):
     """``torch.nn.Sigmoid`` on :func:`sigmoid`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return sigmoid(input)
+        # Errors of the module are those of torch.sigmoid, not of Tensor.sigmoid.
+        output = None if is_compiling() else _C.sigmoid(input)
+        return torch.sigmoid(input) if output is None else output
 
 
 class Tanh(torch.nn.Tanh):
     """``torch.nn.Tanh`` on :func:`tanh`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return tanh(input)
+        output = None if is_compiling() else _C.tanh(input)
+        return torch.tanh(input) if output is None else output
 
 
 class GELU(torch.nn.GELU):

@@ -111,50 +111,148 @@ Backend emulated(int multiprocessors) {
               [] { emulator::set_device({processors, capability}); }
         };
   }
-          [](SoftmaxBackwardArgs args) {
-            const Scratch scratch(softmax_backward_scratch_cuda(args, target()));
-            args.scratch = scratch.get();
-            expect(softmax_backward_cuda(args, target()));
-          },
-          [](NormForwardArgs args) {
-            const Scratch scratch(norm_forward_scratch_cuda(args, target()));
-            args.scratch = scratch.get();
-            expect(norm_forward_cuda(args, target()));
-          },
-          [](NormBackwardArgs args) {
-            args.tasks = norm_backward_tasks_cuda(args, target());
-            const size_t sum_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
-            const Scratch scratch(norm_backward_scratch_cuda(args, target()));
-            const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
-            args.scratch = scratch.get();
-            args.partial_sums = sums.get();
-            expect(norm_backward_cuda(args, target()));
-          },
-          [](AdamStepArgs args) {
-            const Scratch table(adam_scratch_cuda(args.count));
-            expect(adam_step_cuda(args, {}, table.get(), target()));
-          },
-          [](BatchNormForwardArgs args) {
-            const Scratch scratch(batch_norm_forward_scratch_cuda(args, target()));
-            args.scratch = scratch.get();
-            expect(batch_norm_forward_cuda(args, target()));
-          },
-          [](BatchNormBackwardArgs args) {
-            const Scratch scratch(batch_norm_backward_scratch_cuda(args, target()));
-            args.scratch = scratch.get();
-            expect(batch_norm_backward_cuda(args, target()));
-          },
-          [](GroupNormForwardArgs args) {
-            const Scratch scratch(group_norm_forward_scratch_cuda(args, target()));
-            args.scratch = scratch.get();
-            expect(group_norm_forward_cuda(args, target()));
-          },
-          [](GroupNormBackwardArgs args) {
-            const Scratch scratch(group_norm_backward_scratch_cuda(args, target()));
-            args.scratch = scratch.get();
-            expect(group_norm_backward_cuda(args, target()));
-          },
-          [] { emulator::set_device({processors, capability}); }};
+  [](SoftmaxBackwardArgs args) {
+    const Scratch scratch(softmax_backward_scratch_cuda(args, target()));
+    args.scratch = scratch.get();
+    expect(softmax_backward_cuda(args, target()));
+  },
+      [](NormForwardArgs args) {
+        const Scratch scratch(norm_forward_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(norm_forward_cuda(args, target()));
+      },
+      [](NormBackwardArgs args) {
+        args.tasks = norm_backward_tasks_cuda(args, target());
+        const size_t sum_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
+        const Scratch scratch(norm_backward_scratch_cuda(args, target()));
+        const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
+        args.scratch = scratch.get();
+        args.partial_sums = sums.get();
+        expect(norm_backward_cuda(args, target()));
+      },
+      [](AdamStepArgs args) {
+        const Scratch table(adam_scratch_cuda(args.count));
+        expect(adam_step_cuda(args, {}, table.get(), target()));
+        emulated_step<Adam>, emulated_step<Sgd>, emulated_step<Adagrad>, emulated_step<RmsProp>,
+            [](GradNormArgs args) {
+              const Scratch sums(table_blocks(args.tensors, args.count) * sizeof(double));
+              args.block_sums = static_cast<double*>(sums.get());
+              expect(grad_norm_cuda(args, nullptr, target()));
+            },
+            [](BatchNormForwardArgs args) {
+              const Scratch scratch(batch_norm_forward_scratch_cuda(args, target()));
+              args.scratch = scratch.get();
+              expect(batch_norm_forward_cuda(args, target()));
+            },
+            [](BatchNormBackwardArgs args) {
+              const Scratch scratch(batch_norm_backward_scratch_cuda(args, target()));
+              args.scratch = scratch.get();
+              expect(batch_norm_backward_cuda(args, target()));
+            },
+            [](GroupNormForwardArgs args) {
+              const Scratch scratch(group_norm_forward_scratch_cuda(args, target()));
+              args.scratch = scratch.get();
+              expect(group_norm_forward_cuda(args, target()));
+            },
+            [](GroupNormBackwardArgs args) {
+              const Scratch scratch(group_norm_backward_scratch_cuda(args, target()));
+              args.scratch = scratch.get();
+              expect(group_norm_backward_cuda(args, target()));
+            },
+            [](BatchNormForwardArgs args) {
+              const Scratch scratch(batch_norm_forward_scratch_cuda(args, target()));
+              args.scratch = scratch.get();
+              expect(batch_norm_forward_cuda(args, target()));
+            },
+            [](BatchNormBackwardArgs args) {
+              const Scratch scratch(batch_norm_backward_scratch_cuda(args, target()));
+              args.scratch = scratch.get();
+              expect(batch_norm_backward_cuda(args, target()));
+            },
+            [](GroupNormForwardArgs args) {
+              const Scratch scratch(group_norm_forward_scratch_cuda(args, target()));
+              args.scratch = scratch.get();
+              expect(group_norm_forward_cuda(args, target()));
+            },
+            [](GroupNormBackwardArgs args) {
+              const Scratch scratch(group_norm_backward_scratch_cuda(args, target()));
+              args.scratch = scratch.get();
+              expect(group_norm_backward_cuda(args, target()));
+            },
+            [] { emulator::set_device({processors, capability}); }
+      };
+  "emulated capability " + std::to_string(capability),
+      [](SoftmaxForwardArgs args) {
+        const Scratch scratch(softmax_forward_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(softmax_forward_cuda(args, target()));
+      },
+      [](SoftmaxBackwardArgs args) {
+        const Scratch scratch(softmax_backward_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(softmax_backward_cuda(args, target()));
+      },
+      [](NormForwardArgs args) {
+        const Scratch scratch(norm_forward_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(norm_forward_cuda(args, target()));
+      },
+      [](NormBackwardArgs args) {
+        args.tasks = norm_backward_tasks_cuda(args, target());
+        const size_t sum_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
+        const Scratch scratch(norm_backward_scratch_cuda(args, target()));
+        const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
+        args.scratch = scratch.get();
+        args.partial_sums = sums.get();
+        expect(norm_backward_cuda(args, target()));
+      },
+      [](AdamStepArgs args) {
+        const Scratch table(adam_scratch_cuda(args.count));
+        expect(adam_step_cuda(args, {}, table.get(), target()));
+      },
+      [](ActivationForwardArgs args) { expect(activation_forward_cuda(args, target())); },
+      [](ActivationBackwardArgs args) { expect(activation_backward_cuda(args, target())); },
+      [](DropoutArgs args) { expect(dropout_cuda(args, target())); },
+      [](DropoutAddNormForwardArgs args) { expect(dropout_add_norm_forward_cuda(args, target())); },
+      [](DropoutAddNormBackwardArgs args) {
+        args.tasks = dropout_add_norm_tasks_cuda(args, target());
+        const size_t sum_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
+        const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
+        args.partial_sums = sums.get();
+        expect(dropout_add_norm_backward_cuda(args, target()));
+      },
+      [] { emulator::set_device({processors, capability}); }
+};
+[](SoftmaxBackwardArgs args) {
+  const Scratch scratch(softmax_backward_scratch_cuda(args, target()));
+  args.scratch = scratch.get();
+  expect(softmax_backward_cuda(args, target()));
+},
+    [](NormForwardArgs args) {
+      const Scratch scratch(norm_forward_scratch_cuda(args, target()));
+      args.scratch = scratch.get();
+      expect(norm_forward_cuda(args, target()));
+    },
+    [](NormBackwardArgs args) {
+      args.tasks = norm_backward_tasks_cuda(args, target());
+      const size_t sum_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
+      const Scratch scratch(norm_backward_scratch_cuda(args, target()));
+      const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
+      args.scratch = scratch.get();
+      args.partial_sums = sums.get();
+      expect(norm_backward_cuda(args, target()));
+    },
+    [](AdamStepArgs args) {
+      const Scratch table(adam_scratch_cuda(args.count));
+      expect(adam_step_cuda(args, {}, table.get(), target()));
+    },
+    [](MaxPoolForwardArgs args) { expect(max_pool_forward_cuda(args, target())); },
+    [](MaxPoolBackwardArgs args) { expect(max_pool_backward_cuda(args, target())); },
+    [](MaxPoolIndicesArgs args) { expect(max_pool_indices_cuda(args, target())); },
+    [](AveragePoolArgs args) { expect(average_pool_forward_cuda(args, target())); },
+    [](AveragePoolArgs args) { expect(average_pool_backward_cuda(args, target())); },
+    [] { emulator::set_device({processors, capability}); }
+};
 }
 
 }  // namespace
@@ -185,6 +283,7 @@ int main() {
   test_grad_norm();
   test_batch_norm();
   test_group_norm();
+  test_pool();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

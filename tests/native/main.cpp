@@ -54,21 +54,44 @@ Backend backend_of() {
           [](BatchNormBackwardArgs args) { batch_norm_backward<isa>(args); },
           [](GroupNormForwardArgs args) { group_norm_forward<isa>(args); },
           [](GroupNormBackwardArgs args) { group_norm_backward<isa>(args); },
+          [](StepArgs args, Adam adam) { optimizer_step<isa>(args, adam); },
+          [](StepArgs args, Sgd sgd) { optimizer_step<isa>(args, sgd); },
+          [](StepArgs args, Adagrad adagrad) { optimizer_step<isa>(args, adagrad); },
+          [](StepArgs args, RmsProp rms) { optimizer_step<isa>(args, rms); },
+          [](GradNormArgs args) {
+            std::vector<double> sums(table_blocks(args.tensors, args.count));
+            args.block_sums = sums.data();
+            grad_norm<isa>(args);
+          },
+          [](const GradTensor* tensors, int64_t count, const double* coefficient) {
+            scale_grads<isa>(tensors, count, *coefficient);
+          },
+          [](CrossEntropyArgs args) { cross_entropy_forward<isa>(args); },
+          [](CrossEntropyArgs args) { cross_entropy_backward<isa>(args); },
+          [](TargetWeightArgs args) { (void)target_weight<isa>(args); },
+          [](LossSumArgs args) { loss_sum<isa>(args); },
+          [](NllLossArgs args) { nll_loss_forward<isa>(args); },
+          [](NllLossArgs args) { nll_loss_backward<isa>(args); },
+          [](MaxPoolForwardArgs args) { max_pool_forward<isa>(args); },
+          [](MaxPoolBackwardArgs args) { max_pool_backward<isa>(args); },
+          [](MaxPoolIndicesArgs args) { max_pool_indices<isa>(args); },
+          [](AveragePoolArgs args) { average_pool_forward<isa>(args); },
+          [](AveragePoolArgs args) { average_pool_backward<isa>(args); },
           [] {}};
 }
 
-  std::vector<Backend> instruction_sets() {
-    std::vector<Backend> all = {backend_of<CpuIsa::kDefault>()};
+std::vector<Backend> instruction_sets() {
+  std::vector<Backend> all = {backend_of<CpuIsa::kDefault>()};
 #if defined(__x86_64__)
   if (cpu_isa() >= CpuIsa::kAvx2) all.push_back(backend_of<CpuIsa::kAvx2>());
 #endif
 #if defined(FASTDL_WITH_AVX512)
   if (cpu_isa() >= CpuIsa::kAvx512) all.push_back(backend_of<CpuIsa::kAvx512>());
-    if (cpu_isa() >= CpuIsa::kAvx2) all.push_back(backend_of<CpuIsa::kAvx2>());
-    if (cpu_isa() >= CpuIsa::kAvx512) all.push_back(backend_of<CpuIsa::kAvx512>());
+  if (cpu_isa() >= CpuIsa::kAvx2) all.push_back(backend_of<CpuIsa::kAvx2>());
+  if (cpu_isa() >= CpuIsa::kAvx512) all.push_back(backend_of<CpuIsa::kAvx512>());
 #endif
-    return all;
-  }
+  return all;
+}
 
 }  // namespace
 
@@ -100,6 +123,8 @@ int main() {
   test_grad_norm();
   test_batch_norm();
   test_group_norm();
+  test_cross_entropy();
+  test_pool();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

@@ -77,8 +77,7 @@ struct Expected {
     for (int64_t i = 0; i < size; ++i) {
       const int64_t k = c.channel(i);
       const double centred = c.training ? grad_bias[k] / count : 0;
-      const double projected =
-          c.training ? (x[i] - mean[k]) * rstd[k] * grad_weight[k] / count : 0;
+      const double projected = c.training ? (x[i] - mean[k]) * rstd[k] * grad_weight[k] / count : 0;
       grad_input[i] = weight[k] * rstd[k] * (grad_residual[i] - centred - projected);
     }
   }
@@ -89,7 +88,9 @@ void check_case(const Case& c) {
   Buffer input = Buffer::random(c.dtype, size, 1, c.skip);
   // Channels whose variance is not close to zero, which would magnify rounding errors.
   for (int64_t i = 0; i < size; ++i) {
-    const int64_t within = c.shape.channels_last ? i / channels : i % c.shape.spatial + i / (channels * c.shape.spatial);
+    const int64_t within = c.shape.channels_last
+                               ? i / channels
+                               : i % c.shape.spatial + i / (channels * c.shape.spatial);
     input.set(i, input.get(i) / 4 + (within % 2 == 0 ? 1.5 : -0.5));
   }
   const Buffer residual = Buffer::random(c.dtype, size, 2, c.skip);
@@ -130,15 +131,13 @@ void check_case(const Case& c) {
     for (const int wanted : {15, 1, 2, 12}) {
       Buffer grad_input(c.dtype, size, c.skip), grad_residual(c.dtype, size, c.skip),
           grad_weight(c.weight_dtype, channels), grad_bias(c.weight_dtype, channels);
-      backend.batch_norm_backward({grad.data(), input.data(),
-                                   c.relu && c.has_residual ? output.data() : nullptr,
-                                   c.affine ? weight.data() : nullptr,
-                                   c.affine ? bias.data() : nullptr, mean.data(), rstd.data(),
-                                   wanted & 1 ? grad_input.data() : nullptr,
-                                   wanted & 2 ? grad_residual.data() : nullptr,
-                                   wanted & 4 ? grad_weight.data() : nullptr,
-                                   wanted & 8 ? grad_bias.data() : nullptr, c.shape, c.dtype,
-                                   c.weight_dtype, c.training, c.relu});
+      backend.batch_norm_backward(
+          {grad.data(), input.data(), c.relu && c.has_residual ? output.data() : nullptr,
+           c.affine ? weight.data() : nullptr, c.affine ? bias.data() : nullptr, mean.data(),
+           rstd.data(), wanted & 1 ? grad_input.data() : nullptr,
+           wanted & 2 ? grad_residual.data() : nullptr, wanted & 4 ? grad_weight.data() : nullptr,
+           wanted & 8 ? grad_bias.data() : nullptr, c.shape, c.dtype, c.weight_dtype, c.training,
+           c.relu});
       if (wanted & 1) {
         check_close(grad_input, expected.grad_input, c.dtype,
                     c.describe(backend.name, "grad_input"), 4);

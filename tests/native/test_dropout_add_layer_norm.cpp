@@ -68,8 +68,8 @@ void check_case(int64_t rows, int64_t cols, DType dtype, DType weight_dtype,
     const Parts parts = normalise(sum.values(), rows, cols);
     const auto weight_of = [&](int64_t j) { return options.parameters ? weight.get(j) : 1; };
     for (int64_t i = 0; i < count; ++i) {
-      expected[i] = parts.normalised[i] * weight_of(i % cols) +
-                    (options.parameters ? bias.get(i % cols) : 0);
+      expected[i] =
+          parts.normalised[i] * weight_of(i % cols) + (options.parameters ? bias.get(i % cols) : 0);
     }
     check_all(output, expected, dtype, "output", 4);
 
@@ -83,8 +83,8 @@ void check_case(int64_t rows, int64_t cols, DType dtype, DType weight_dtype,
         db[i % cols] += dy;
       }
       for (int64_t i = row * cols; i < (row + 1) * cols; ++i) {
-        ds[i] = parts.rstd[row] * (grad.get(i) * weight_of(i % cols) - centre -
-                                   parts.normalised[i] * projection);
+        ds[i] = parts.rstd[row] *
+                (grad.get(i) * weight_of(i % cols) - centre - parts.normalised[i] * projection);
         if (options.grad_sum) ds[i] += grad_sum.get(i);
         dx[i] = ds[i] * factor(i);
       }
@@ -93,8 +93,8 @@ void check_case(int64_t rows, int64_t cols, DType dtype, DType weight_dtype,
     Buffer grad_weight(weight_dtype, cols), grad_bias(weight_dtype, cols);
     backend.dropout_add_norm_backward(
         {grad.data(), options.grad_sum ? grad_sum.data() : nullptr, sum.data(), w, mean.data(),
-         rstd.data(), grad_input.data(), grad_residual.data(), grad_weight.data(),
-         grad_bias.data(), nullptr, 0, rows, cols, options.p, seed, dtype, weight_dtype});
+         rstd.data(), grad_input.data(), grad_residual.data(), grad_weight.data(), grad_bias.data(),
+         nullptr, 0, rows, cols, options.p, seed, dtype, weight_dtype});
     check_all(grad_residual, ds, dtype, "grad_residual", 10);
     check_all(grad_input, dx, dtype, "grad_input", 10);
     check_all(grad_weight, dw, weight_dtype, "grad_weight", std::sqrt(rows) * 4);
@@ -114,7 +114,8 @@ void test_dropout_add_layer_norm() {
     check_case(2, 9001, dtype, dtype, {.parameters = false, .grad_sum = false});
     check_case(67, 20, dtype, dtype, {.p = 0, .grad_sum = false});
   }
-  if (streams_past_the_cache()) check_case(601, 1001, DType::kFloat32, DType::kFloat32, {.skip = 3});
+  if (streams_past_the_cache())
+    check_case(601, 1001, DType::kFloat32, DType::kFloat32, {.skip = 3});
 }
 
 }  // namespace fastdl::testing

@@ -99,12 +99,10 @@ void check_case(const Case& c) {
     for (const int wanted : {7, 1, 6}) {
       Buffer grad_input(c.dtype, size, c.skip), grad_weight(c.weight_dtype, channels),
           grad_bias(c.weight_dtype, channels);
-      backend.group_norm_backward({grad.data(), input.data(), c.affine ? weight.data() : nullptr,
-                                   mean.data(), rstd.data(),
-                                   wanted & 1 ? grad_input.data() : nullptr,
-                                   wanted & 2 ? grad_weight.data() : nullptr,
-                                   wanted & 4 ? grad_bias.data() : nullptr, c.shape, c.dtype,
-                                   c.weight_dtype});
+      backend.group_norm_backward(
+          {grad.data(), input.data(), c.affine ? weight.data() : nullptr, mean.data(), rstd.data(),
+           wanted & 1 ? grad_input.data() : nullptr, wanted & 2 ? grad_weight.data() : nullptr,
+           wanted & 4 ? grad_bias.data() : nullptr, c.shape, c.dtype, c.weight_dtype});
       if (wanted & 1) {
         check_close(grad_input, expected.grad_input, c.dtype,
                     c.describe(backend.name, "grad_input"), 4);

@@ -17,6 +17,8 @@ void test_dropout_add_layer_norm();
 void test_grad_norm();
 void test_batch_norm();
 void test_group_norm();
+void test_cross_entropy();
+void test_pool();
 void test_parallel();
 void test_row_plan();
 
