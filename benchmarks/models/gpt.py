@@ -79,6 +79,7 @@ def training_step(
     model: nn.Module, tokens: Tensor, fast: bool, fused: bool | None = None, lr: float = 3e-4
 ) -> Call:
     """Forward, cross-entropy, backward and AdamW; returns the loss. ``fast``: with fastdl's."""
+    cross_entropy = (fastdl.functional if fast else nn.functional).cross_entropy
     if fast:
         model = fastdl.convert(model)
     adamw = (fastdl.optim if fast else torch.optim).AdamW
@@ -87,7 +88,7 @@ def training_step(
     def step() -> Tensor:
         optimizer.zero_grad()
         scores = model(tokens[:, :-1])
-        loss = nn.functional.cross_entropy(scores.flatten(0, 1), tokens[:, 1:].flatten())
+        loss: Tensor = cross_entropy(scores.flatten(0, 1), tokens[:, 1:].flatten())
         loss.backward()
         optimizer.step()
         return loss.detach()
