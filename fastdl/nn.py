@@ -24,6 +24,8 @@ from fastdl.ops.sequential import Sequential
 from fastdl.ops.softmax import LogSoftmax, Softmax, Softmin
 
 __all__ = [
+    "ELU",
+    "GELU",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveMaxPool1d",
@@ -36,9 +38,7 @@ __all__ = [
     "BatchNorm3d",
     "CrossEntropyLoss",
     "Dropout",
-    "ELU",
     "Embedding",
-    "GELU",
     "GroupNorm",
     "HuberLoss",
     "L1Loss",
