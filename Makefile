@@ -10,7 +10,8 @@ STEPS ?=
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help build test native-test emulator-test bench readme check format cuda-compile gpu-check clean
+.PHONY: help build test native-test emulator-test python-test bench readme check format cuda-compile \
+  gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## print this
@@ -29,8 +30,7 @@ build: $(READY)  ## compile what changed into fastdl/
 	@command -v c++ > /dev/null || { echo "fastdl needs a C++20 compiler (g++ 11 or newer)"; exit 1; }
 	$(RUN) setup.py --quiet build_ext --inplace
 
-test: build native-test emulator-test  ## native tests, then pytest (ARGS="-k softmax")
-	$(RUN) -m pytest $(ARGS)
+test: native-test emulator-test python-test  ## all tests, pytest last (ARGS="-k softmax")
 
 native-test: $(READY)  ## the CPU kernels under the address and undefined-behaviour sanitizers
 	FASTDL_CUDA=0 cmake -S . -B $(NATIVE) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(RUN) \
@@ -40,6 +40,9 @@ native-test: $(READY)  ## the CPU kernels under the address and undefined-behavi
 
 emulator-test: build  ## the CUDA kernels on the CPU, in an emulator that watches them (no GPU)
 	@bash tools/emulator_test.sh $(CURDIR)/$(RUN)
+
+python-test: build  ## pytest alone, in as many processes as there are cores
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 bench: build  ## fastdl against native torch (ARGS="--op softmax --full")
 	$(RUN) -m benchmarks $(ARGS)
@@ -56,7 +59,7 @@ format: $(READY)  ## let ruff and clang-format write the files
 	ruff format .
 	clang-format -i $$(bash tools/native_sources.sh)
 
-cuda-compile: $(READY)  ## compile all CUDA code, fail on register spills (needs nvcc, no GPU)
+cuda-compile: build  ## compile all CUDA code, fail on register spills (needs nvcc, no GPU)
 	@$(RUN) tools/cuda_compile.py
 
 # Another environment, which has a torch with CUDA already: make gpu-check RUN=/usr/bin/python3 READY=

@@ -26,12 +26,18 @@ FUNCTIONS: list[tuple[str, dict[str, Any]]] = [
     ("log_softmax", {"dim": -1}),
     ("layer_norm", {"normalized_shape": SHAPE[-1:]}),
     ("rms_norm", {"normalized_shape": SHAPE[-1:]}),
+    ("relu", {}),
+    ("gelu", {}),
+    ("dropout", {"p": 0.1}),
 ]
 MODULES: list[tuple[str, tuple[Any, ...]]] = [
     ("Softmax", (-1,)),
     ("LogSoftmax", (-1,)),
     ("LayerNorm", (SHAPE[-1],)),
     ("RMSNorm", (SHAPE[-1],)),
+    ("ReLU", ()),
+    ("GELU", ()),
+    ("Dropout", (0.1,)),
 ]
 
 

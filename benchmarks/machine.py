@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import os
 import platform
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +14,6 @@ import torch
 
 import fastdl
 
-# Parameters of mallopt(3)
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 MAX_TOUCHED_BYTES = 4 << 30
 
 
@@ -50,22 +46,17 @@ class Machine:
 
 
 def keep_freed_memory() -> str:
-    """Make glibc keep what is freed; returns the state of the allocator in words.
+    """Keep what is freed, as users can; returns the state of the allocator in words.
 
-    By default it returns every large block to the system and maps it anew, page fault by page
-    fault, at the next allocation, which takes longer than the kernels that are to be compared.
-    Switching mmap off is the only way: the threshold of mmap cannot be set above 32 MiB. Small
-    blocks still nibble at large holes, so the heap grows now and then, and the candidate whose turn
-    it is pays; therefore memory for all cases is touched once, ahead of them.
+    Page faults of every large block would otherwise take longer than the kernels that are to be
+    compared. Small blocks still nibble at large holes, so the heap grows now and then, and the
+    candidate whose turn it is pays; therefore memory for all cases is touched once, ahead of them.
     """
-    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+    if not fastdl.keep_memory():
         return "as the system sets it, for both sides"
-    mallopt = ctypes.CDLL(None).mallopt
-    if not (mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1)):
-        return "glibc's default for both sides (mallopt refused)"
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     torch.ones(min(MAX_TOUCHED_BYTES, free // 4), dtype=torch.uint8)
-    return "freed memory kept for both sides"
+    return "freed memory kept for both sides (fastdl.keep_memory)"
 
 
 def processor_name() -> str:

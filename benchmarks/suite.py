@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from benchmarks import (
+    bench_activation,
     bench_adam,
     bench_batch_norm,
+    bench_cross_entropy,
+    bench_dropout,
+    bench_elementwise_loss,
+    bench_embedding,
     bench_layer_norm,
+    bench_optimizers,
     bench_overhead,
+    bench_pool,
     bench_softmax,
 )
 from benchmarks.harness import Case
@@ -17,8 +24,15 @@ from benchmarks.harness import Case
 SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "softmax": bench_softmax.cases,
     "layer_norm": bench_layer_norm.cases,
+    "activation": bench_activation.cases,
+    "dropout": bench_dropout.cases,
+    "elementwise_loss": bench_elementwise_loss.cases,
+    "embedding": bench_embedding.cases,
+    "optimizers": bench_optimizers.cases,
     "batch_norm": bench_batch_norm.cases,
+    "cross_entropy": bench_cross_entropy.cases,
     "adam": bench_adam.cases,
+    "pool": bench_pool.cases,
     "overhead": bench_overhead.cases,
 }
 

@@ -65,10 +65,17 @@ target_link_libraries(fastdl_cuda_emulator_tests PRIVATE
 # ---- the project's kernels: on the cases of the native tests, and behind torch's ops
 add_executable(fastdl_emulated_kernel_tests EXCLUDE_FROM_ALL
   ${cuda_emulator}/kernels_main.cpp
-  tests/native/test_adam.cpp
+  tests/native/test_activation.cpp
   tests/native/test_batch_norm.cpp
+  tests/native/test_cross_entropy.cpp
+  tests/native/test_dropout_add_layer_norm.cpp
+  tests/native/test_elementwise_loss.cpp
+  tests/native/test_embedding.cpp
+  tests/native/test_grad_norm.cpp
   tests/native/test_group_norm.cpp
   tests/native/test_layer_norm.cpp
+  tests/native/test_optimizer.cpp
+  tests/native/test_pool.cpp
   tests/native/test_softmax.cpp)
 set_emulator_options(fastdl_emulated_kernel_tests)
 target_compile_options(fastdl_emulated_kernel_tests PRIVATE -O2)
@@ -77,6 +84,7 @@ target_link_libraries(fastdl_emulated_kernel_tests PRIVATE
   fastdl_emulated_kernels fastdl_cuda_emulator)
 
 add_extension(_C_emulated "${cpu_kernel_targets}")
+target_precompile_headers(_C_emulated REUSE_FROM _C)
 target_include_directories(_C_emulated BEFORE PRIVATE ${cuda_emulator}/include ${cuda_emulator})
 target_link_libraries(_C_emulated PRIVATE fastdl_emulated_kernels fastdl_cuda_emulator)
 set_target_properties(_C_emulated PROPERTIES EXCLUDE_FROM_ALL ON

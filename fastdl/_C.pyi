@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+Sizes = int | Sequence[int | None] | None
+
 def softmax(input: Tensor, dim: int | None, dtype: torch.dtype | None) -> Tensor | None: ...
 def log_softmax(input: Tensor, dim: int | None, dtype: torch.dtype | None) -> Tensor | None: ...
 def softmin(input: Tensor, dim: int | None, dtype: torch.dtype | None) -> Tensor | None: ...
@@ -17,6 +19,94 @@ def layer_norm(
 ) -> Tensor | None: ...
 def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
+) -> Tensor | None: ...
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None,
+    reduce: bool | None,
+    reduction: str,
+    weight: Tensor | None,
+) -> Tensor | None: ...
+def l1_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None,
+    reduce: bool | None,
+    reduction: str,
+    weight: Tensor | None,
+) -> Tensor | None: ...
+def smooth_l1_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None,
+    reduce: bool | None,
+    reduction: str,
+    beta: float,
+) -> Tensor | None: ...
+def huber_loss(
+    input: Tensor, target: Tensor, reduction: str, delta: float, weight: Tensor | None
+) -> Tensor | None: ...
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    size_average: bool | None,
+    reduce: bool | None,
+    reduction: str,
+    pos_weight: Tensor | None,
+) -> Tensor | None: ...
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None,
+    max_norm: float | None,
+    norm_type: float,
+    scale_grad_by_freq: bool,
+    sparse: bool,
+) -> Tensor | None: ...
+def relu(input: Tensor, inplace: bool) -> Tensor | None: ...
+def sigmoid(input: Tensor) -> Tensor | None: ...
+def tanh(input: Tensor) -> Tensor | None: ...
+def gelu(input: Tensor, approximate: str) -> Tensor | None: ...
+def silu(input: Tensor, inplace: bool) -> Tensor | None: ...
+def leaky_relu(input: Tensor, negative_slope: float, inplace: bool) -> Tensor | None: ...
+def elu(input: Tensor, alpha: float, inplace: bool) -> Tensor | None: ...
+def dropout(input: Tensor, p: float, training: bool, inplace: bool) -> Tensor | None: ...
+def dropout_add_layer_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    p: float,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor] | None: ...
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor | None: ...
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor | None: ...
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
 ) -> Tensor | None: ...
 def adam_step(
     params: list[Tensor],
@@ -35,7 +125,61 @@ def adam_step(
     lr_tensor: Tensor | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    clip: Tensor | None,
 ) -> list[int] | None: ...
+def sgd_step(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffers: list[Tensor],
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+    lr_tensor: Tensor | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    clip: Tensor | None,
+) -> list[int] | None: ...
+def adagrad_step(
+    params: list[Tensor],
+    grads: list[Tensor],
+    sums: list[Tensor],
+    steps: list[Tensor],
+    lr: float,
+    lr_decay: float,
+    weight_decay: float,
+    eps: float,
+    maximize: bool,
+    lr_tensor: Tensor | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    clip: Tensor | None,
+) -> list[int] | None: ...
+def rmsprop_step(
+    params: list[Tensor],
+    grads: list[Tensor],
+    square_avgs: list[Tensor],
+    grad_avgs: list[Tensor],
+    momentum_buffers: list[Tensor],
+    steps: list[Tensor],
+    lr: float,
+    alpha: float,
+    weight_decay: float,
+    eps: float,
+    momentum: float,
+    maximize: bool,
+    lr_tensor: Tensor | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    clip: Tensor | None,
+) -> list[int] | None: ...
+def grad_norm(
+    grads: list[Tensor], max_norm: float, grad_scale: Tensor | None
+) -> tuple[Tensor, Tensor] | None: ...
+def scale_grads(grads: list[Tensor], coefficient: Tensor) -> None: ...
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -60,6 +204,66 @@ def batch_norm_relu(
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor | None: ...
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    ceil_mode: bool,
+) -> Tensor | None: ...
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    ceil_mode: bool,
+) -> Tensor | None: ...
+def max_pool1d_with_indices(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor] | None: ...
+def max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor] | None: ...
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor | None: ...
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor | None: ...
+def adaptive_max_pool1d(input: Tensor, output_size: Sizes) -> Tensor | None: ...
+def adaptive_max_pool2d(input: Tensor, output_size: Sizes) -> Tensor | None: ...
+def adaptive_max_pool1d_with_indices(
+    input: Tensor, output_size: Sizes
+) -> tuple[Tensor, Tensor] | None: ...
+def adaptive_max_pool2d_with_indices(
+    input: Tensor, output_size: Sizes
+) -> tuple[Tensor, Tensor] | None: ...
+def adaptive_avg_pool1d(input: Tensor, output_size: Sizes) -> Tensor | None: ...
+def adaptive_avg_pool2d(input: Tensor, output_size: Sizes) -> Tensor | None: ...
 def hand_over(op: str, reason: str) -> None: ...
 def hand_overs() -> list[tuple[str, str, int]]: ...
 def reset_hand_overs() -> None: ...

@@ -13,6 +13,7 @@ _build_info.check_torch(torch.__version__, torch.version.cuda)
 from fastdl import functional, nn, optim
 from fastdl._C import cpu_isa
 from fastdl.convert import convert, report, reset_hand_overs, revert, strict
+from fastdl.memory import keep_memory
 
 __version__ = _build_info.VERSION
 
@@ -21,6 +22,7 @@ __all__ = [
     "convert",
     "cpu_isa",
     "functional",
+    "keep_memory",
     "nn",
     "optim",
     "report",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fastdl import _C, _build_info, functional, nn, optim
+from fastdl import _C, _build_info, functional, memory, nn, optim
 
 
 def cpu_model() -> str:
@@ -33,6 +33,15 @@ def gpu_state(device: int) -> str:
     return f"{torch.cuda.get_device_name(device)}, sm_{major}{minor}: {covered}"
 
 
+def memory_state() -> str:
+    """What becomes of freed CPU memory, and whether that can be changed."""
+    if memory.memory_is_kept():
+        return "kept for the next tensor"
+    if why_not := memory.why_memory_cannot_be_kept():
+        return f"left to the system's allocator: {why_not}"
+    return "returned to the system (fastdl.keep_memory() keeps it)"
+
+
 def state() -> list[tuple[str, str]]:
     """The lines to print, as pairs of a label and a text."""
     built = _build_info.TORCH_VERSION
@@ -43,6 +52,7 @@ def state() -> list[tuple[str, str]]:
         ("Python", platform.python_version()),
         ("CPU", f"{cpu_model()}, {torch.get_num_threads()} threads"),
         ("CPU kernels", f"{_C.cpu_isa()} (built: {', '.join(_build_info.CPU_ISAS)})"),
+        ("freed memory", memory_state()),
         ("CUDA kernels", cuda_state()),
         *((f"GPU {device}", gpu_state(device)) for device in gpus),
         *([] if gpus else [("GPU", "none that torch can use")]),

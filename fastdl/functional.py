@@ -1,17 +1,56 @@
 """Index of functions, with the names and signatures of ``torch.nn.functional``."""
 
+from fastdl.ops.activation import elu, gelu, leaky_relu, relu, sigmoid, silu, tanh
 from fastdl.ops.batch_norm import batch_norm, batch_norm_relu
+from fastdl.ops.cross_entropy import cross_entropy, nll_loss
+from fastdl.ops.dropout import dropout
+from fastdl.ops.dropout_add_layer_norm import dropout_add_layer_norm
+from fastdl.ops.elementwise_loss import (
+    binary_cross_entropy_with_logits,
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    smooth_l1_loss,
+)
+from fastdl.ops.embedding import embedding
 from fastdl.ops.group_norm import group_norm
 from fastdl.ops.layer_norm import layer_norm, rms_norm
+from fastdl.ops.linear_cross_entropy import linear_cross_entropy
 from fastdl.ops.softmax import log_softmax, softmax, softmin
 
 __all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
     "batch_norm",
     "batch_norm_relu",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "dropout",
+    "dropout_add_layer_norm",
+    "elu",
+    "embedding",
+    "gelu",
     "group_norm",
+    "huber_loss",
+    "l1_loss",
     "layer_norm",
+    "leaky_relu",
+    "linear_cross_entropy",
     "log_softmax",
+    "max_pool1d",
+    "max_pool2d",
+    "mse_loss",
+    "nll_loss",
+    "relu",
     "rms_norm",
+    "sigmoid",
+    "silu",
+    "smooth_l1_loss",
     "softmax",
     "softmin",
+    "tanh",
 ]

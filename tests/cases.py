@@ -48,6 +48,11 @@ def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """An index into the rows of a matrix for each of them, some of them more than once."""
+    return torch.ones_like(x[:, 0], dtype=torch.int64).cumsum(0).remainder(5)
+
+
 def running_statistics(like: Tensor) -> tuple[Tensor, Tensor]:
     """A mean and a variance of each channel that has an element in `like`, of its dtype."""
     steps = torch.ones_like(like).cumsum(-1) / like.shape[-1]
@@ -77,6 +82,32 @@ CASES = (
         parameter_shapes=((COLS,),),
     ),
     FunctionCase("rms_norm_plain", lambda m, x: m.rms_norm(x, (5, COLS), eps=1e-6)),
+    # The targets depend on the input, so that both gradients count.
+    FunctionCase("mse_loss", lambda m, x: m.mse_loss(x, x.square(), reduction="none")),
+    FunctionCase("mse_loss_mean", lambda m, x: x * m.mse_loss(x, x.square())),
+    FunctionCase("l1_loss", lambda m, x: m.l1_loss(x, x.square(), reduction="none")),
+    FunctionCase("l1_loss_sum", lambda m, x: x * m.l1_loss(x, x.square(), reduction="sum")),
+    FunctionCase("smooth_l1_loss", lambda m, x: m.smooth_l1_loss(x, 2 * x, reduction="none")),
+    FunctionCase("huber_loss_mean", lambda m, x: x * m.huber_loss(x, -x, delta=1.5)),
+    FunctionCase(
+        "binary_cross_entropy",
+        lambda m, x: m.binary_cross_entropy_with_logits(x, x.square(), reduction="none"),
+    ),
+    FunctionCase(
+        "binary_cross_entropy_mean",
+        lambda m, x: (
+            x * m.binary_cross_entropy_with_logits(x, 1 - x, pos_weight=torch.ones_like(x[0]) * 3)
+        ),
+    ),
+    FunctionCase(
+        "embedding",
+        lambda m, x: m.embedding(rows_of(x.flatten(0, -2)), x.flatten(0, -2)),
+        (7, COLS),
+    ),
+    # of the activation functions one that needs its output, its input, and a parameter
+    FunctionCase("sigmoid", lambda m, x: m.sigmoid(x)),
+    FunctionCase("gelu", lambda m, x: m.gelu(x)),
+    FunctionCase("elu", lambda m, x: m.elu(x, 0.7)),
     FunctionCase(
         "batch_norm",
         lambda m, x, w, b: m.batch_norm(x, None, None, w, b, True),
@@ -97,6 +128,29 @@ CASES = (
         parameter_shapes=((6,), (6,)),
     ),
     FunctionCase("group_norm_plain", lambda m, x: m.group_norm(x, 1)),
+)
+
+
+def indices_for(x: Tensor, dim: int = 1) -> Tensor:
+    """Class indices along `dim` of any logits of this shape, one of them ignored."""
+    target = torch.arange(x.numel() // x.shape[dim], device=x.device) * 5 % x.shape[dim]
+    target[0] = -100
+    return target.reshape(x.shape[:dim] + x.shape[dim + 1 :])
+
+
+CASES += (
+    FunctionCase(
+        "cross_entropy",
+        lambda m, x: m.cross_entropy(x, indices_for(x), label_smoothing=0.1),
+        (7, COLS),
+    ),
+    FunctionCase(
+        "cross_entropy_none",
+        lambda m, x: m.cross_entropy(x, indices_for(x), reduction="none"),
+    ),
+    FunctionCase("nll_loss", lambda m, x: m.nll_loss(x, indices_for(x), reduction="none")),
+    FunctionCase("max_pool2d", lambda m, x: m.max_pool2d(x, 3, 1, 1)),
+    FunctionCase("avg_pool2d", lambda m, x: m.avg_pool2d(x, 3, 1, 1)),
 )
 
 

@@ -6,8 +6,11 @@ either module. Their gradients are autograd's through these formulas.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,6 +73,104 @@ def rms_norm(
     return output if weight is None else output * weight.double()
 
 
+def reduced(loss: Tensor, reduction: str) -> Tensor:
+    """The mean, the sum, or all losses."""
+    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+
+
+def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """(x - t)^2."""
+    return reduced((input.double() - target.double()).square(), reduction)
+
+
+def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """|x - t|."""
+    return reduced((input.double() - target.double()).abs(), reduction)
+
+
+def smooth_l1_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0
+) -> Tensor:
+    """d^2 / (2 beta) where d = |x - t| < beta, else d - beta / 2."""
+    d = (input.double() - target.double()).abs()
+    inside = d.clamp(max=beta)
+    return reduced(inside.square() / (2 * beta) + (d - inside) if beta > 0 else d, reduction)
+
+
+def huber_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0
+) -> Tensor:
+    """delta times the smooth_l1 loss of beta = delta."""
+    return delta * smooth_l1_loss(input, target, reduction, delta)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """-w (p t log sigmoid(x) + (1 - t) log sigmoid(-x))."""
+    x, t = input.double(), target.double()
+    positive = t if pos_weight is None else t * pos_weight.double()
+    log_sigmoid = torch.nn.functional.logsigmoid
+    loss = -(positive * log_sigmoid(x) + (1 - t) * log_sigmoid(-x))
+    return reduced(loss if weight is None else loss * weight.double(), reduction)
+
+
+def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+    """The rows of weight that input names; that of padding_idx is a constant."""
+    rows = weight.double()[input.long()]
+    if padding_idx is None:
+        return rows
+    is_padding = (input == padding_idx % len(weight)).unsqueeze(-1)
+    return torch.where(is_padding, rows.detach(), rows)
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """max(x, 0), whose derivative at 0 is 0; `inplace` is there for the callers."""
+    x = input.double()
+    return torch.where(x <= 0, torch.zeros_like(x), x)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """1 / (1 + exp(-x))."""
+    return 1 / (1 + torch.exp(-input.double()))
+
+
+def tanh(input: Tensor) -> Tensor:
+    """The hyperbolic tangent."""
+    return torch.tanh(input.double())
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """x times the normal distribution, or times a sigmoid near it."""
+    x = input.double()
+    if approximate == "tanh":
+        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
+        return x * ((1 + torch.tanh(inner)) / 2)
+    return x * (torch.erfc(-x * math.sqrt(0.5)) / 2)
+
+
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    """x / (1 + exp(-x))."""
+    x = input.double()
+    return x / (1 + torch.exp(-x))
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """x, or negative_slope x where x is not positive."""
+    x = input.double()
+    return torch.where(x > 0, x, x * negative_slope)
+
+
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """x, or alpha (exp(x) - 1) where x is not positive."""
+    x = input.double()
+    return torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0)))
+
+
 def of_channels(values: Tensor, like: Tensor) -> Tensor:
     """One number a channel, the second dimension of `like`, in float64."""
     return values.double().reshape(1, -1, *[1] * (like.dim() - 2))
@@ -122,6 +223,193 @@ def group_norm(
     centered = x - x.mean(-1, keepdim=True)
     normalised = centered / torch.sqrt(centered.square().mean(-1, keepdim=True) + eps)
     return scaled(normalised.reshape(input.shape), weight, bias)
+
+
+def weighted_reduction(losses: Tensor, weights: Tensor, reduction: str) -> Tensor:
+    """The losses as they are, their sum, or that divided by the sum of the weights."""
+    if reduction == "none":
+        return losses
+    return losses.sum() / weights.sum() if reduction == "mean" else losses.sum()
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """-weight[target] * input[target] along the classes."""
+    x, dim = input.double(), min(input.dim() - 1, 1)
+    ignored = target == ignore_index
+    index = target.long().masked_fill(ignored, 0)
+    w = torch.ones(x.shape[dim]).double() if weight is None else weight.double()
+    weights = w[index].masked_fill(ignored, 0)
+    picked = x.gather(dim, index.unsqueeze(dim)).squeeze(dim)
+    return weighted_reduction((-w[index] * picked).masked_fill(ignored, 0), weights, reduction)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """cross_entropy of input @ linear_weight.T + linear_bias."""
+    logits = input.double() @ linear_weight.double().T
+    if linear_bias is not None:
+        logits = logits + linear_bias.double()
+    return cross_entropy(logits, target, **options)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """-sum weight * target * log_softmax(input), the target smoothed, along the classes."""
+    dim = min(input.dim() - 1, 1)
+    classes = input.shape[dim]
+    log_probability = log_softmax(input, dim)
+    shape = [classes if d == dim else 1 for d in range(input.dim())]
+    w = (torch.ones(classes) if weight is None else weight).double().reshape(shape)
+    if target.is_floating_point():
+        smoothed = target.double() * (1 - label_smoothing) + label_smoothing / classes
+        losses = -(log_probability * smoothed * w).sum(dim)
+        return weighted_reduction(losses, torch.ones_like(losses), reduction)
+    options: Any = {"ignore_index": ignore_index, "reduction": "none"}
+    losses = nll_loss(log_probability, target, weight, **options)
+    if label_smoothing > 0:
+        smooth = -(log_probability * w).sum(dim).masked_fill(target == ignore_index, 0)
+        losses = (1 - label_smoothing) * losses + label_smoothing / classes * smooth
+    index = target.long().masked_fill(target == ignore_index, 0)
+    weights = w.reshape(-1)[index].masked_fill(target == ignore_index, 0)
+    return weighted_reduction(losses, weights, reduction)
+
+
+def pooled(
+    reduce: Callable[[Tensor, int], Tensor], input: Tensor, windows: Sequence[Sequence[Tensor]]
+) -> Tensor:
+    """reduce(elements of a window, its number) for all windows over the last len(windows) dims.
+
+    `windows` has for each dimension the indices of the elements of each window.
+    """
+    dims = len(windows)
+    results = []
+    for number, chosen in enumerate(itertools.product(*windows)):
+        part = input
+        for dim, indices in zip(range(-dims, 0), chosen, strict=True):
+            part = part.index_select(dim, indices)
+        results.append(reduce(part.flatten(-dims), number))
+    sizes = [len(axis) for axis in windows]
+    return torch.stack(results, -1).reshape(*input.shape[:-dims], *sizes)
+
+
+def sliding_windows(
+    size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
+) -> list[Tensor]:
+    """The indices inside the input of i stride - padding + t dilation for t < kernel, for all i."""
+    last = size + 2 * padding - dilation * (kernel - 1) - 1
+    count = (math.ceil if ceil_mode else math.floor)(last / stride) + 1
+    if ceil_mode and (count - 1) * stride >= size + padding:
+        count -= 1
+    taps = torch.arange(kernel) * dilation - padding
+    windows = [taps + i * stride for i in range(count)]
+    return [window[(window >= 0) & (window < size)] for window in windows]
+
+
+def adaptive_windows(size: int, output: int) -> list[Tensor]:
+    """From floor(i size / output) to before ceil((i + 1) size / output), for all i."""
+    return [torch.arange(i * size // output, -(-(i + 1) * size // output)) for i in range(output)]
+
+
+def each(value: Any, dims: int) -> list[Any]:
+    """One number a dimension."""
+    return list(value) * (dims // len(value)) if isinstance(value, Sequence) else [value] * dims
+
+
+def max_pool(
+    dims: int,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The maximum of each window; its gradient goes to the first one."""
+    numbers = zip(
+        input.shape[-dims:],
+        each(kernel_size, dims),
+        each(kernel_size if stride is None else stride, dims),
+        each(padding, dims),
+        each(dilation, dims),
+        strict=True,
+    )
+    windows = [sliding_windows(*axis, ceil_mode) for axis in numbers]
+    return pooled(lambda part, _: part.max(-1).values, input.double(), windows)
+
+
+def avg_pool(
+    dims: int,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The sum of each window over the number of elements, or of those of the padded input."""
+    windows, counts = [], []
+    for size, kernel, step, pad in zip(
+        input.shape[-dims:],
+        each(kernel_size, dims),
+        each(kernel_size if stride is None else stride, dims),
+        each(padding, dims),
+        strict=True,
+    ):
+        windows.append(sliding_windows(size, kernel, step, pad, 1, ceil_mode))
+        starts = [i * step - pad for i in range(len(windows[-1]))]
+        counts.append([min(start + kernel, size + pad) - start for start in starts])
+    padded = [math.prod(count) for count in itertools.product(*counts)]
+
+    def mean(part: Tensor, number: int) -> Tensor:
+        count = padded[number] if count_include_pad else part.size(-1)
+        return part.sum(-1) / (divisor_override or count)
+
+    return pooled(mean, input.double(), windows)
+
+
+def adaptive_windows_of(dims: int, input: Tensor, output_size: Any) -> list[list[Tensor]]:
+    """Those of each dimension, which keeps its size where None is asked for."""
+    sizes = zip(input.shape[-dims:], each(output_size, dims), strict=True)
+    return [adaptive_windows(size, size if output is None else output) for size, output in sizes]
+
+
+def adaptive_max_pool(dims: int, input: Tensor, output_size: Any) -> Tensor:
+    """The maximum of each window."""
+    windows = adaptive_windows_of(dims, input, output_size)
+    return pooled(lambda part, _: part.max(-1).values, input.double(), windows)
+
+
+def adaptive_avg_pool(dims: int, input: Tensor, output_size: Any) -> Tensor:
+    """The mean of each window."""
+    windows = adaptive_windows_of(dims, input, output_size)
+    return pooled(lambda part, _: part.mean(-1), input.double(), windows)
+
+
+max_pool1d, max_pool2d = partial(max_pool, 1), partial(max_pool, 2)
+avg_pool1d, avg_pool2d = partial(avg_pool, 1), partial(avg_pool, 2)
+adaptive_max_pool1d, adaptive_max_pool2d = (partial(adaptive_max_pool, dims) for dims in (1, 2))
+adaptive_avg_pool1d, adaptive_avg_pool2d = (partial(adaptive_avg_pool, dims) for dims in (1, 2))
 
 
 @dataclass

@@ -28,6 +28,12 @@ def random_tensor(
     return LAYOUTS[layout](torch.randn(tuple(shape), dtype=torch.float64).to(dtype))
 
 
+def generator_state() -> Tensor:
+    """The state of the random numbers of the device that the tests are on."""
+    on_gpu = torch.get_default_device().type == "cuda"
+    return torch.cuda.get_rng_state() if on_gpu else torch.get_rng_state()
+
+
 def spread_rows(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """64 rows, each of which has a variance of about 1.
 

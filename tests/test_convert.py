@@ -58,11 +58,13 @@ def test_exactly_the_known_types_are_converted(name: str) -> None:
         "BatchNorm1d": (8,),
         "BatchNorm2d": (8,),
         "BatchNorm3d": (8,),
+        "Embedding": (5, 8),
         "GroupNorm": (2, 8),
         "LayerNorm": (8,),
+        "LinearCrossEntropyLoss": (8, 3),
         "RMSNorm": (8,),
         "Sequential": (nn.BatchNorm1d(8), nn.ReLU()),
-    }.get(name, ())
+    }.get(name, (2,) if "Pool" in name else ())
     module = getattr(nn, name)(*arguments)
     assert fastdl.convert(module) is module
     assert type(module) is getattr(fastdl.nn, name)

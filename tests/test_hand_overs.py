@@ -21,6 +21,14 @@ HAND_OVERS: dict[str, tuple[str, Callable[[], object]]] = {
     "conversion": ("softmin", lambda: fast.softmin(X, 0, dtype=torch.float64)),
     "meta": ("layer_norm", lambda: fast.layer_norm(X.to("meta"), (4,))),
     "subclass": ("rms_norm", lambda: fast.rms_norm(X.as_subclass(Subclass), (4,))),
+    "targets of probabilities that require grad": (
+        "cross_entropy",
+        lambda: fast.cross_entropy(X, X.softmax(1).requires_grad_()),
+    ),
+    "one row": (
+        "linear_cross_entropy",
+        lambda: fast.linear_cross_entropy(X[0], X, torch.tensor(1)),
+    ),
     "vmap": ("softmax", lambda: torch.func.vmap(lambda x: fast.softmax(x, 0))(X)),
 }
 

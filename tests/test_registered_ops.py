@@ -15,6 +15,7 @@ from tests.tensors import DTYPES, dtype_name, random_tensor
 OPS = torch.ops.fastdl
 SOFTMAX_KINDS = {"softmax": 0, "log_softmax": 1, "softmin": 2}
 LAYER_NORM, RMS_NORM = 0, 1
+X_TARGET = torch.tensor([1, 2, 3])
 
 
 def parameters(dtype: torch.dtype, requires_grad: bool) -> list[Tensor]:
@@ -59,6 +60,44 @@ def layer_norm_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
     return samples
 
 
+def activation_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x = random_tensor((3, 5, 17), dtype, "transposed").requires_grad_(requires_grad)
+    return [(x, 0.3, kind) for kind in range(8)]
+
+
+def activation_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    x, grad = (random_tensor((3, 5, 17), dtype, layout) for layout in ("transposed", "sliced"))
+    return [(grad, x, 0.3, kind) for kind in range(8)]
+
+
+def dropout_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    return [
+        (random_tensor((3, 5, 17), dtype, layout).requires_grad_(requires_grad), 0.3, 7)
+        for layout in ("contiguous", "transposed")
+    ]
+
+
+def dropout_add_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x, other = (random_tensor((5, 2, 16), dtype).requires_grad_(requires_grad) for _ in range(2))
+    weight, bias = parameters(dtype, requires_grad)
+    return [
+        (x, other, [16], weight, bias, 0.3, 7, 1e-5),
+        (x, other, [2, 16], None, None, 0.0, 0, 1e-5),
+    ]
+
+
+def dropout_add_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples: list[tuple[Any, ...]] = []
+    for sample in dropout_add_samples(dtype, False):
+        _, total, statistics = OPS.dropout_add_layer_norm_forward(*sample)
+        _, _, shape, weight, bias, p, seed, _ = sample
+        grad, wanted = torch.randn_like(total), [True, True, weight is not None, bias is not None]
+        for grad_sum in (None, torch.randn_like(total)):
+            samples.append(
+                (grad, grad_sum, total, shape, weight, statistics, p, seed, wanted, dtype)
+            )
+
+
 def batch_norm_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
     x, residual = (random_tensor((5, 3, 4), dtype).requires_grad_(requires_grad) for _ in range(2))
     weight, bias = (random_tensor((3,), dtype).requires_grad_(requires_grad) for _ in range(2))
@@ -97,7 +136,131 @@ def group_norm_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
         _, statistics = OPS.group_norm_forward(*sample)
         for wanted in ([True] * 3, [False, True, False]):
             samples.append((torch.randn_like(x), x, groups, weight, statistics, wanted, dtype))
+
+
+def loss_targets(dtype: torch.dtype) -> list[Tensor]:
+    indices = torch.tensor([4, 0, -100, 2, 1, 2])
+    return [indices, torch.rand(6, 5).to(dtype)]
+
+
+def cross_entropy_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x = random_tensor((6, 5), dtype)
+    columns, images = random_tensor((2, 5, 3), dtype), random_tensor((2, 3, 5), dtype).movedim(2, 1)
+    weight = torch.rand(5).to(dtype)
+    indices, soft = loss_targets(dtype)
+    samples: list[tuple[Any, ...]] = [
+        (x, indices, None, 1, -100, 0.0, torch.float32),
+        (x, indices, weight, 2, 4, 0.2, dtype),
+        (x, soft, weight, 1, -100, 0.0, dtype),
+        (x, indices, None, 0, -100, 0.0, dtype),
+        (columns, indices.reshape(2, 3), None, 0, -100, 0.1, dtype),
+        (images, indices.reshape(2, 3), weight, 1, -100, 0.0, dtype),
+    ]
+    return [(s[0].detach().clone().requires_grad_(requires_grad), *s[1:]) for s in samples]
+
+
+def cross_entropy_gradient_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [sample for sample in cross_entropy_samples(dtype, False) if sample[3] != 0]
+
+
+def cross_entropy_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = []
+    for sample in cross_entropy_samples(dtype, False):
+        loss, statistics, divisor = OPS.cross_entropy_forward(*sample)
+        grad = torch.randn_like(loss)
+        samples.append((grad, *sample[:3], statistics, divisor, *sample[4:6]))
     return samples
+
+
+def nll_loss_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    return [
+        (*sample[:5], sample[6])
+        for sample in cross_entropy_samples(dtype, requires_grad)
+        if not sample[1].is_floating_point() and sample[0].is_contiguous()
+    ]
+
+
+def nll_loss_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = []
+    for sample in nll_loss_samples(dtype, False):
+        loss, divisor = OPS.nll_loss_forward(*sample)
+        samples.append((torch.randn_like(loss), *sample[:3], divisor, sample[4]))
+    return samples
+
+
+def linear_cross_entropy_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    x, matrix = random_tensor((6, 8), dtype), random_tensor((5, 8), dtype)
+    bias, weight = random_tensor((5,), dtype), torch.rand(5).to(dtype)
+    for leaf in (x, matrix, bias):
+        leaf.requires_grad_(requires_grad)
+    indices, soft = loss_targets(dtype)
+    return [
+        (x, matrix, indices, bias, weight, 1, -100, 0.1, dtype),
+        (x, matrix, indices, None, None, 0, -100, 0.0, torch.float32),
+        (x, matrix, soft, None, None, 2, -100, 0.0, dtype),
+    ]
+
+
+def linear_cross_entropy_forward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = linear_cross_entropy_samples(dtype, False)
+    wanted = [[True, True, True], [False, False, False], [False, True, False]]
+    return [(*sample, w) for sample, w in zip(samples, wanted, strict=True)]
+
+
+def linear_cross_entropy_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = []
+    for sample in linear_cross_entropy_samples(dtype, False):
+        grad = torch.randn_like(OPS.linear_cross_entropy(*sample))
+        samples.append((grad, *sample[:8], [True, True, sample[3] is not None]))
+    return samples
+
+
+# kernel, stride, padding, dilation, output; and the size that is pooled
+POOL_WINDOWS = [
+    ([3, 2], [2, 1], [1, 0], [1, 1], [4, 5], (2, 3, 7, 6)),
+    ([3], [2], [1], [1], [5], (2, 3, 9)),
+    ([], [], [], [], [3, 2], (3, 7, 5)),
+    ([20, 20], [1, 1], [0, 0], [1, 1], [1, 2], (2, 3, 20, 21)),
+]
+
+
+POOL_TO_2: list[list[int]] = [[], [], [], [], [2]]
+
+
+def pool_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    samples = []
+    for *windows, shape in POOL_WINDOWS:
+        for layout in ("contiguous", "channels_last"):
+            x = random_tensor(shape, dtype, layout).requires_grad_(requires_grad)
+            samples.append((x, *windows))
+    return samples
+
+
+def pool_results(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """For each sample its output, the offsets and what backward needs to know."""
+    results = []
+    for x, *windows in pool_samples(dtype, False):
+        output, offsets = OPS.max_pool_forward(x, *windows)
+        channels_last = not x.is_contiguous()
+        results.append((output, offsets, [list(x.shape), *windows], channels_last))
+    return results
+
+
+def max_pool_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [(output, offsets, *rest, last) for output, offsets, rest, last in pool_results(dtype)]
+
+
+def max_pool_indices_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [(offsets, *rest, last) for _, offsets, rest, last in pool_results(dtype)]
+
+
+def avg_pool_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    samples = pool_samples(dtype, requires_grad)
+    return [(*sample, divisor == 0, divisor) for sample in samples for divisor in (0, 3)]
+
+
+def avg_pool_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [(output, *rest, False, 0, last) for output, _, rest, last in pool_results(dtype)]
 
 
 def adam_samples(dtype: torch.dtype, amsgrad: bool = False) -> list[tuple[Any, ...]]:
@@ -113,6 +276,67 @@ def adam_samples(dtype: torch.dtype, amsgrad: bool = False) -> list[tuple[Any, .
     ]
 
 
+def loss_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    shapes = [(3, 16), (2, 3, 4), (), (0, 3)]
+    pairs = [
+        [random_tensor(shape, dtype).requires_grad_(requires_grad) for _ in range(2)]
+        for shape in shapes
+    ]
+    weight, pos_weight = random_tensor((16,), dtype).abs(), random_tensor((3, 1), dtype).abs()
+    plain = [
+        (*pair, None, None, reduction, kind, 0.5)
+        for pair in pairs
+        for reduction in range(3)
+        for kind in range(5)
+        if pair[0].numel() > 0 or reduction != 1
+    ]
+    weighted = [(*pairs[0], weight, pos_weight, reduction, 4, 0.0) for reduction in range(3)]
+    columns = [[tensor.detach().t().requires_grad_(requires_grad) for tensor in pairs[0]]]
+    return [*plain[::2], *weighted, *((*pair, None, None, 0, 0, 0.0) for pair in columns)]
+
+
+def loss_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples = []
+    for number, sample in enumerate(loss_samples(dtype, False)):
+        grad = torch.randn_like(OPS.elementwise_loss(*sample))
+        wanted = [[True, True], [True, False], [False, True]][number % 3]
+        samples.append((grad, *sample, wanted))
+    return samples
+
+
+def embedding_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
+    weight = random_tensor((5, 16), dtype).requires_grad_(requires_grad)
+    return [
+        (weight, torch.tensor([[1, 4, 1], [0, 0, 2]]), -1),
+        (weight, torch.tensor([3, 2], dtype=torch.int32), 2),
+        (weight, torch.tensor(3), 3),
+        (weight, torch.zeros(2, 0, dtype=torch.int64), -1),
+    ]
+
+
+def embedding_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [
+        (torch.randn_like(OPS.embedding(*sample)), sample[1], 5, sample[2])
+        for sample in embedding_samples(dtype, False)
+    ]
+
+
+def optimizer_samples(
+    dtype: torch.dtype, states: int, options: tuple[Any, ...], counted: bool = True
+) -> list[tuple[Any, ...]]:
+    shapes = [(3, 5), (0,), (17,)]
+    lists = [[random_tensor(shape, dtype).abs() for shape in shapes] for _ in range(2 + states)]
+    if counted:
+        lists.append([torch.tensor(float(step)) for step in range(3)])
+    scalars = (torch.tensor(1e-3), torch.tensor(4.0), torch.tensor(0.0), torch.tensor(0.5))
+    return [(*lists, *options, None, None, None), (*lists, *options, *scalars)]
+
+
+def grad_norm_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    grads = [random_tensor(shape, dtype) for shape in [(3, 5), (0,), (17,)]]
+    return [(grads, 0.5), (grads, 0.5, torch.tensor(4.0)), (grads[1:2], 1.0)]
+
+
 def test_every_registered_op_is_checked_here() -> None:
     names = {
         name.split("::")[1]
@@ -126,12 +350,45 @@ def test_every_registered_op_is_checked_here() -> None:
         "layer_norm_forward",
         "layer_norm_backward",
         "adam_",
+        "elementwise_loss",
+        "elementwise_loss_backward",
+        "embedding",
+        "embedding_backward",
+        "sgd_",
+        "adagrad_",
+        "rmsprop_",
+        "activation",
+        "activation_",
+        "activation_backward",
+        "dropout",
+        "dropout_add_layer_norm",
+        "dropout_add_layer_norm_forward",
+        "dropout_add_layer_norm_backward",
+        "grad_norm",
+        "scale_grads_",
         "batch_norm",
         "batch_norm_forward",
         "batch_norm_backward",
         "group_norm",
         "group_norm_forward",
         "group_norm_backward",
+        "cross_entropy",
+        "cross_entropy_gradient",
+        "cross_entropy_forward",
+        "cross_entropy_backward",
+        "nll_loss",
+        "nll_loss_forward",
+        "nll_loss_backward",
+        "linear_cross_entropy",
+        "linear_cross_entropy_forward",
+        "linear_cross_entropy_backward",
+        "max_pool",
+        "max_pool_with_indices",
+        "max_pool_forward",
+        "max_pool_indices",
+        "max_pool_backward",
+        "avg_pool",
+        "avg_pool_backward",
     }
 
 
@@ -142,10 +399,20 @@ def test_every_registered_op_is_checked_here() -> None:
     [
         ("softmax", softmax_samples),
         ("layer_norm", layer_norm_samples),
+        ("elementwise_loss", loss_samples),
+        ("embedding", embedding_samples),
+        ("activation", activation_samples),
+        ("dropout", dropout_samples),
+        ("dropout_add_layer_norm", dropout_add_samples),
         ("batch_norm", batch_norm_samples),
         ("group_norm", group_norm_samples),
+        ("cross_entropy", cross_entropy_samples),
+        ("nll_loss", nll_loss_samples),
+        ("linear_cross_entropy", linear_cross_entropy_samples),
+        ("max_pool", pool_samples),
+        ("max_pool_with_indices", pool_samples),
+        ("avg_pool", avg_pool_samples),
     ],
-    ids=["softmax", "layer_norm", "batch_norm", "group_norm"],
 )
 def test_opcheck_of_forward_ops(
     name: str,
@@ -166,21 +433,35 @@ def test_opcheck_of_forward_ops(
         ("layer_norm_backward", layer_norm_backward_samples),
         ("adam_", adam_samples),
         ("adam_", lambda dtype: adam_samples(dtype, amsgrad=True)),
+        ("elementwise_loss_backward", loss_backward_samples),
+        ("embedding_backward", embedding_backward_samples),
+        ("activation_", lambda dtype: activation_samples(dtype, False)),
+        ("activation_backward", activation_backward_samples),
+        ("dropout_add_layer_norm_forward", lambda dtype: dropout_add_samples(dtype, False)),
+        ("dropout_add_layer_norm_backward", dropout_add_backward_samples),
+        (
+            "sgd_",
+            lambda d: optimizer_samples(d, 1, (0.1, 0.9, 0.1, 0.1, False, True, False), False),
+        ),
+        ("adagrad_", lambda d: optimizer_samples(d, 1, (0.1, 0.1, 0.1, 1e-8, True))),
+        ("rmsprop_", lambda d: optimizer_samples(d, 3, (0.1, 0.9, 0.1, 1e-3, 0.9, True))),
+        ("grad_norm", grad_norm_samples),
+        ("scale_grads_", lambda d: [(grad_norm_samples(d)[0][0], torch.tensor(0.5).double())]),
         ("batch_norm_forward", lambda dtype: batch_norm_samples(dtype, False)),
         ("batch_norm_backward", batch_norm_backward_samples),
         ("group_norm_forward", lambda dtype: group_norm_samples(dtype, False)),
         ("group_norm_backward", group_norm_backward_samples),
-    ],
-    ids=[
-        "softmax_backward",
-        "layer_norm_forward",
-        "layer_norm_backward",
-        "adam_",
-        "adam_amsgrad",
-        "batch_norm_forward",
-        "batch_norm_backward",
-        "group_norm_forward",
-        "group_norm_backward",
+        ("cross_entropy_gradient", cross_entropy_gradient_samples),
+        ("cross_entropy_forward", lambda dtype: cross_entropy_samples(dtype, False)),
+        ("cross_entropy_backward", cross_entropy_backward_samples),
+        ("nll_loss_forward", lambda dtype: nll_loss_samples(dtype, False)),
+        ("nll_loss_backward", nll_loss_backward_samples),
+        ("linear_cross_entropy_forward", linear_cross_entropy_forward_samples),
+        ("linear_cross_entropy_backward", linear_cross_entropy_backward_samples),
+        ("max_pool_forward", lambda dtype: pool_samples(dtype, False)),
+        ("max_pool_indices", max_pool_indices_samples),
+        ("max_pool_backward", max_pool_backward_samples),
+        ("avg_pool_backward", avg_pool_backward_samples),
     ],
 )
 def test_opcheck_of_other_ops(
@@ -198,12 +479,44 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
         *((OPS.layer_norm, sample) for sample in layer_norm_samples(dtype, False)),
         *((OPS.layer_norm_forward, sample) for sample in layer_norm_samples(dtype, False)),
         *((OPS.layer_norm_backward, sample) for sample in layer_norm_backward_samples(dtype)),
+        *((OPS.elementwise_loss, sample) for sample in loss_samples(dtype, False)),
+        *((OPS.elementwise_loss_backward, sample) for sample in loss_backward_samples(dtype)),
+        *((OPS.embedding, sample) for sample in embedding_samples(dtype, False)),
+        *((OPS.embedding_backward, sample) for sample in embedding_backward_samples(dtype)),
+        *((OPS.activation, sample) for sample in activation_samples(dtype, False)),
+        *((OPS.activation_backward, sample) for sample in activation_backward_samples(dtype)),
+        *((OPS.dropout, sample) for sample in dropout_samples(dtype, False)),
+        *((OPS.dropout_add_layer_norm, sample) for sample in dropout_add_samples(dtype, False)),
+        *(
+            (OPS.dropout_add_layer_norm_forward, sample)
+            for sample in dropout_add_samples(dtype, False)
+        ),
+        *(
+            (OPS.dropout_add_layer_norm_backward, sample)
+            for sample in dropout_add_backward_samples(dtype)
+        ),
         *((OPS.batch_norm, sample) for sample in batch_norm_samples(dtype, False)),
         *((OPS.batch_norm_forward, sample) for sample in batch_norm_samples(dtype, False)),
         *((OPS.batch_norm_backward, sample) for sample in batch_norm_backward_samples(dtype)),
         *((OPS.group_norm, sample) for sample in group_norm_samples(dtype, False)),
         *((OPS.group_norm_forward, sample) for sample in group_norm_samples(dtype, False)),
         *((OPS.group_norm_backward, sample) for sample in group_norm_backward_samples(dtype)),
+        *((OPS.cross_entropy, sample) for sample in cross_entropy_samples(dtype, False)),
+        *((OPS.cross_entropy_gradient, s) for s in cross_entropy_gradient_samples(dtype)),
+        *((OPS.cross_entropy_forward, sample) for sample in cross_entropy_samples(dtype, False)),
+        *((OPS.cross_entropy_backward, s) for s in cross_entropy_backward_samples(dtype)),
+        *((OPS.nll_loss_forward, sample) for sample in nll_loss_samples(dtype, False)),
+        *((OPS.nll_loss_backward, sample) for sample in nll_loss_backward_samples(dtype)),
+        *((OPS.linear_cross_entropy, s) for s in linear_cross_entropy_samples(dtype, False)),
+        *(
+            (OPS.linear_cross_entropy_backward, s)
+            for s in linear_cross_entropy_backward_samples(dtype)
+        ),
+        *((OPS.max_pool, sample) for sample in pool_samples(dtype, False)),
+        *((OPS.max_pool_with_indices, sample) for sample in pool_samples(dtype, False)),
+        *((OPS.max_pool_backward, sample) for sample in max_pool_backward_samples(dtype)),
+        *((OPS.avg_pool, sample) for sample in avg_pool_samples(dtype, False)),
+        *((OPS.avg_pool_backward, sample) for sample in avg_pool_backward_samples(dtype)),
     ]
     for op, sample in calls:
         meta = [v.to("meta") if isinstance(v, Tensor) else v for v in sample]
@@ -224,7 +537,53 @@ def test_meta_tensors_get_the_shape_dtype_and_strides_of_real_ones(dtype: torch.
         (lambda x: OPS.softmax_backward(x[:2], x, 0, torch.float32, 0), "shape"),
         (lambda x: OPS.layer_norm(x, [5], None, None, 1e-5, 0), "normalized_shape"),
         (lambda x: OPS.layer_norm(x, [4], torch.ones(3), None, 1e-5, 0), "shape"),
+        (lambda x: OPS.cross_entropy(x, X_TARGET, None, 3, 0, 0.0, x.dtype), "reduction"),
+        (lambda x: OPS.cross_entropy(x, X_TARGET[:2], None, 1, 0, 0.0, x.dtype), "fit"),
+        (lambda x: OPS.cross_entropy(x, X_TARGET, x[0, :3], 1, 0, 0.0, x.dtype), "shape"),
+        (lambda x: OPS.cross_entropy(x, X_TARGET + 2, None, 1, 0, 0.0, x.dtype), "out of bounds"),
+        (lambda x: OPS.cross_entropy_gradient(x, X_TARGET, None, 0, 0, 0.0, x.dtype), "summed"),
+        (lambda x: OPS.nll_loss(x, x, None, 1, 0, x.dtype), "indices"),
+        (
+            lambda x: OPS.linear_cross_entropy(x, x.T, X_TARGET, None, None, 1, 0, 0.0, x.dtype),
+            "fit",
+        ),
         (lambda x: OPS.layer_norm(x.int(), [4], None, None, 1e-5, 0), "no kernel"),
+        (lambda x: OPS.elementwise_loss(x, x[:2], None, None, 1, 0, 0.0), "shape"),
+        (lambda x: OPS.elementwise_loss(x, x.double(), None, None, 1, 0, 0.0), "dtype"),
+        (lambda x: OPS.elementwise_loss(x, x, x, None, 1, 0, 0.0), "weights"),
+        (lambda x: OPS.elementwise_loss(x, x, None, None, 3, 0, 0.0), "reduction must be"),
+        (lambda x: OPS.elementwise_loss(x, x, None, None, 1, 5, 0.0), "kind must be"),
+        (lambda x: OPS.elementwise_loss(x.int(), x.int(), None, None, 1, 0, 0.0), "no kernel"),
+        (
+            lambda x: OPS.elementwise_loss_backward(x, x, x, None, None, 1, 0, 0.0, [True] * 2)[0],
+            "grad_output",
+        ),
+        (lambda x: OPS.embedding(x, torch.tensor([3]), -1), "index out of range"),
+        (lambda x: OPS.embedding(x, torch.tensor([-1]), -1), "index out of range"),
+        (lambda x: OPS.embedding(x, torch.tensor([1.0]), -1), "int64 or int32"),
+        (lambda x: OPS.embedding(x.t(), torch.tensor([1]), -1), "contiguous rows"),
+        (lambda x: OPS.embedding_backward(x, torch.tensor([0, 1, 3]), 3, -1), "out of range"),
+        (lambda x: OPS.embedding_backward(x, torch.tensor([0, 1]), 3, -1), "grad_output"),
+        (lambda x: OPS.activation(x, 0.0, 8), "kind must be"),
+        (lambda x: OPS.activation(x.int(), 0.0, 0), "no kernel"),
+        (lambda x: OPS.activation_(x[:, ::2], 0.0, 0), "gaps"),
+        (lambda x: OPS.activation_(x.requires_grad_(), 0.0, 0), "no gradient"),
+        (lambda x: OPS.activation_backward(x[:2], x, 0.0, 0), "shape"),
+        (lambda x: OPS.dropout(x, 1.0, 0), "p must be"),
+        (lambda x: OPS.dropout(x.int(), 0.5, 0), "no kernel"),
+        (lambda x: OPS.dropout_add_layer_norm(x, x[:2], [4], None, None, 0, 0, 1e-5), "residual"),
+        (lambda x: OPS.dropout_add_layer_norm(x, x, [4], None, None, 1, 0, 1e-5), "p must be"),
+        (lambda x: OPS.max_pool(x, [2], [2], [0], [1, 1], [2]), "numbers each"),
+        (lambda x: OPS.max_pool(x, [2], [2], [0], [1], [3]), "no pooling"),
+        (lambda x: OPS.max_pool(x, [2], [0], [0], [1], [2]), "no pooling"),
+        (lambda x: OPS.max_pool(x, [2], [1], [1], [5], [1]), "no pooling"),
+        (lambda x: OPS.max_pool(x, [], [], [], [], [0]), "pooling of size"),
+        (lambda x: OPS.max_pool(x, [], [], [], [], [1, 1]), "dimensions"),
+        (lambda x: OPS.max_pool(x.int(), [], [], [], [], [2]), "no pooling kernel"),
+        (lambda x: OPS.avg_pool(x, [2], [2], [0], [2], [1], True, 0), "dilation"),
+        (lambda x: OPS.max_pool_backward(x, x.byte(), [3, 4], *POOL_TO_2, False), "be of size"),
+        (lambda x: OPS.max_pool_indices(x, [3, 4], *POOL_TO_2, False), "have size"),
+        (lambda x: OPS.avg_pool_backward(x, [3, 9], *POOL_TO_2, True, 0, False), "has size"),
     ],
 )
 def test_wrong_arguments_are_an_error_and_not_a_crash(

@@ -1,28 +1,31 @@
 """Compiles every CUDA source for sm_80 and sm_90a and prints what each kernel takes.
 
 Needs nvcc, but no GPU. Fails when a kernel spills registers or has a stack frame and is not in
-cuda_allow_list.txt, where every entry has a reason. Then compiles the glue between torch and the
-kernels as a build with CUDA does, against the installed torch, be it one with CUDA or without.
+cuda_allow_list.txt, where every entry has a reason. Then checks the glue between torch and the
+kernels as a build with CUDA compiles it, with the installed torch, be it one with CUDA or without.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build" / str(sys.implementation.cache_tag)
 OBJECTS = ROOT / "build" / "cuda"
 ALLOW_LIST = Path(__file__).with_name("cuda_allow_list.txt")
 ARCHITECTURES = ("80", "90a")
-FLAGS = ("-std=c++20", "-O3", "-DNDEBUG", "-DFASTDL_WITH_CUDA", f"-I{ROOT / 'csrc'}")  # as CMake
-GLUE = re.compile(r"_(torch|autograd)\.cpp$")
+# As CMake compiles them; how fast the launchers on the host are does not matter here.
+FLAGS = ("-std=c++20", "-O0", "-DNDEBUG", "-DFASTDL_WITH_CUDA", f"-I{ROOT / 'csrc'}", "-Xptxas=-v")
+ENTRY = re.compile(r"Compiling entry function \S+ for 'sm_(\w+)'\n")
 KERNEL = re.compile(
     r"Function properties for (?P<name>\S+)\n"
     r"\s*(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
@@ -56,43 +59,40 @@ def demangled(name: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def kernels_in(report: str, architecture: str) -> list[Kernel]:
+def kernels_in(report: str) -> list[Kernel]:
     """All functions of a report of ptxas."""
     found = []
-    for match in KERNEL.finditer(report):
-        shared = re.search(r"(\d+) bytes smem", match["used"] or "")
-        found.append(
-            Kernel(
-                demangled(match["name"]),
-                architecture,
-                int(match["registers"] or 0),
-                int(shared[1]) if shared else 0,
-                int(match["stack"]),
-                int(match["stores"]) + int(match["loads"]),
+    _, *parts = ENTRY.split(report)
+    for architecture, part in zip(parts[::2], parts[1::2], strict=True):
+        for match in KERNEL.finditer(part):
+            shared = re.search(r"(\d+) bytes smem", match["used"] or "")
+            found.append(
+                Kernel(
+                    demangled(match["name"]),
+                    architecture,
+                    int(match["registers"] or 0),
+                    int(shared[1]) if shared else 0,
+                    int(match["stack"]),
+                    int(match["stores"]) + int(match["loads"]),
+                )
             )
-        )
     return found
 
 
-def compile_one(nvcc: str, source: Path, architecture: str) -> tuple[str, list[Kernel]]:
+def architectures(source: Path) -> tuple[str, ...]:
+    """What a source is for."""
+    return ARCHITECTURES[-1:] if source.stem.endswith("_sm90") else ARCHITECTURES
+
+
+def compile_one(nvcc: str, source: Path) -> tuple[str, list[Kernel]]:
     """Errors and warnings of nvcc, and the kernels."""
     name = source.relative_to(ROOT / "csrc").as_posix().replace("/", "-")
-    target = OBJECTS / f"{name}.sm_{architecture}.o"
-    code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    command = [nvcc, *FLAGS, "-Xptxas=-v", code, "-c", str(source), "-o", str(target)]
+    codes = [f"-gencode=arch=compute_{it},code=sm_{it}" for it in architectures(source)]
+    command = [nvcc, *FLAGS, *codes, "-c", str(source), "-o", str(OBJECTS / f"{name}.o")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        return f"{source.relative_to(ROOT)} for sm_{architecture}:\n{result.stderr}", []
-    return "", kernels_in(result.stderr + result.stdout, architecture)
-
-
-def torch_include() -> Path:
-    """The headers of the installed torch."""
-    command = [sys.executable, str(ROOT / "cmake" / "find_torch.py")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        sys.exit(result.stderr.strip())
-    return Path(result.stdout.split(";")[0])
+        return f"{source.relative_to(ROOT)}:\n{result.stderr}", []
+    return "", kernels_in(result.stderr + result.stdout)
 
 
 def cuda_includes(nvcc: str) -> list[str]:
@@ -102,16 +102,28 @@ def cuda_includes(nvcc: str) -> list[str]:
     return re.findall(r'"-I([^"]+)"', result.stderr)
 
 
-def compile_glue(cuda: list[str], torch: Path, source: Path) -> str:
+def glue_commands() -> dict[Path, list[str]]:
+    """How the build compiles each file of the extension, its precompiled header included."""
+    database = BUILD / "compile_commands.json"
+    if not database.exists():
+        sys.exit(f"{database} is missing: build first")
+    commands = {}
+    for entry in json.loads(database.read_text()):
+        words = shlex.split(entry["command"])
+        source, target = Path(entry["file"]), words[words.index("-o") + 1]
+        if "/_C.dir/" in target and source.is_relative_to(ROOT / "csrc"):
+            commands[source] = words
+    return commands
+
+
+def check_glue(cuda: list[str], source: Path, build_command: list[str]) -> str:
     """Errors of the host compiler with the macro and the headers of a build with CUDA."""
-    python = sysconfig.get_path("include")
-    includes = [torch, torch / "torch/csrc/api/include", python, *cuda]
-    flags = [*FLAGS, *(f"-isystem{path}" for path in includes)]
-    if not (torch / "c10/cuda/impl/cuda_cmake_macros.h").exists():  # a torch without CUDA
-        flags.append("-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE")
-    name = source.relative_to(ROOT / "csrc").as_posix().replace("/", "-")
-    command = ["c++", *flags, "-O0", "-fPIC", "-c", str(source), "-o", str(OBJECTS / f"{name}.o")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    added = ["-fsyntax-only", "-DFASTDL_WITH_CUDA", *(f"-isystem{path}" for path in cuda)]
+    generated = "c10/cuda/impl/cuda_cmake_macros.h"
+    if not any(Path(word, generated).exists() for word in build_command):  # torch without CUDA
+        added.append("-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE")
+    command = [*build_command, *added]
+    result = subprocess.run(command, cwd=BUILD, capture_output=True, text=True, check=False)
     return f"{source.relative_to(ROOT)}:\n{result.stderr}" if result.returncode else ""
 
 
@@ -130,19 +142,12 @@ def main() -> int:
     nvcc = shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '')}/bin:{os.environ['PATH']}")
     if nvcc is None:
         sys.exit("nvcc was found neither on PATH nor in CUDA_HOME")
-    torch, cuda = torch_include(), cuda_includes(nvcc)
+    cuda, glue = cuda_includes(nvcc), glue_commands()
     OBJECTS.mkdir(parents=True, exist_ok=True)
-    jobs = [
-        (source, architecture)
-        for source in sorted((ROOT / "csrc").rglob("*.cu"))
-        for architecture in ARCHITECTURES
-        if architecture == "90a" or not source.stem.endswith("_sm90")
-    ]
+    sources = sorted((ROOT / "csrc").rglob("*.cu"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(lambda job: compile_one(nvcc, *job), jobs))
-        glue = [path for path in sorted((ROOT / "csrc").rglob("*.cpp")) if GLUE.search(path.name)]
-        glue += sorted((ROOT / "csrc" / "torch").glob("*.cpp"))
-        glue_errors = list(pool.map(lambda source: compile_glue(cuda, torch, source), glue))
+        results = list(pool.map(lambda source: compile_one(nvcc, source), sources))
+        glue_errors = list(pool.map(lambda source: check_glue(cuda, source, glue[source]), glue))
 
     kernels = [kernel for _, found in results for kernel in found]
     errors = [error for error, _ in results if error] + [error for error in glue_errors if error]
@@ -161,7 +166,7 @@ def main() -> int:
         "\n".join(
             [
                 *errors,
-                f"{len(jobs)} compilations, {len(kernels)} kernels, {len(glue)} files of glue, "
+                f"{len(sources)} sources, {len(kernels)} kernels, {len(glue)} files of glue, "
                 f"{len(errors)} errors",
             ]
         )

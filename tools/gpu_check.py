@@ -22,7 +22,7 @@ NEEDED = {
     "sanitizer": ("pytest", "pytest_timeout", "hypothesis", "numpy"),
     "bench": ("matplotlib", "sklearn", "tqdm"),
 }
-CUDA_TESTS = ("tests/test_cuda.py", "tests/test_cuda_sizes.py", "tests/test_cuda_adam.py")
+CUDA_TESTS = ("tests/test_cuda.py", "tests/test_cuda_sizes.py", "tests/test_cuda_optimizer.py")
 # Options of each tool, and tests. Only fastdl's kernels are slowed down, except where torch's are
 # those that initialise memory.
 OURS = ("--kernel-name", "kns=fastdl")

@@ -11,6 +11,38 @@
 #include "torch/hand_over.h"
 
 namespace fastdl {
+
+std::vector<at::Tensor> differentiable_norm_backward(const at::Tensor& grad_output,
+                                                     const at::Tensor& input,
+                                                     const at::Tensor& weight,
+                                                     int64_t normalized_dims, double eps,
+                                                     std::array<bool, 3> wanted,
+                                                     at::ScalarType weight_dtype, bool centred) {
+  std::vector<int64_t> inner(normalized_dims), outer(input.dim() - normalized_dims);
+  std::iota(outer.begin(), outer.end(), 0);
+  std::iota(inner.begin(), inner.end(), static_cast<int64_t>(outer.size()));
+  const auto dtype = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto mean = [&](const at::Tensor& value) { return value.mean(inner, /*keepdim=*/true); };
+  const auto sum_rows = [&](const at::Tensor& value) {
+    return (outer.empty() ? value : value.sum(outer)).to(weight_dtype);
+  };
+  const at::Tensor grad = grad_output.to(dtype);
+  at::Tensor x = input.to(dtype);
+  if (centred) x = x - mean(x);
+  const at::Tensor rstd = (mean(x.square()) + eps).rsqrt();
+  const at::Tensor normalised = x * rstd;
+  std::vector<at::Tensor> grads(3);
+  if (wanted[0]) {
+    at::Tensor g = weight.defined() ? grad * weight.to(dtype) : grad;
+    const at::Tensor projected = normalised * mean(g * normalised);
+    if (centred) g = g - mean(g);
+    grads[0] = ((g - projected) * rstd).to(input.scalar_type());
+  }
+  if (wanted[1]) grads[1] = sum_rows(grad * normalised);
+  if (wanted[2]) grads[2] = sum_rows(grad);
+  return grads;
+}
+
 namespace {
 
 using at::Tensor;
@@ -41,36 +73,6 @@ std::tuple<Tensor, Tensor, Tensor> call_backward(const Tensor& grad_output, cons
   static const auto op = find_op<decltype(call_backward)>("fastdl::layer_norm_backward");
   return op.call(grad_output, input, normalized_shape, weight, statistics, wanted, weight_dtype,
                  kind);
-}
-
-// The same gradients from native ops, which torch can differentiate again.
-variable_list differentiable_backward(const Tensor& grad_output, const Tensor& input,
-                                      const Tensor& weight, int64_t normalized_dims, double eps,
-                                      std::array<bool, 3> wanted, at::ScalarType weight_dtype,
-                                      bool centred) {
-  std::vector<int64_t> inner(normalized_dims), outer(input.dim() - normalized_dims);
-  std::iota(outer.begin(), outer.end(), 0);
-  std::iota(inner.begin(), inner.end(), static_cast<int64_t>(outer.size()));
-  const auto dtype = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto mean = [&](const Tensor& value) { return value.mean(inner, /*keepdim=*/true); };
-  const auto sum_rows = [&](const Tensor& value) {
-    return (outer.empty() ? value : value.sum(outer)).to(weight_dtype);
-  };
-  const Tensor grad = grad_output.to(dtype);
-  Tensor x = input.to(dtype);
-  if (centred) x = x - mean(x);
-  const Tensor rstd = (mean(x.square()) + eps).rsqrt();
-  const Tensor normalised = x * rstd;
-  variable_list grads(3);
-  if (wanted[0]) {
-    Tensor g = weight.defined() ? grad * weight.to(dtype) : grad;
-    const Tensor projected = normalised * mean(g * normalised);
-    if (centred) g = g - mean(g);
-    grads[0] = ((g - projected) * rstd).to(input.scalar_type());
-  }
-  if (wanted[1]) grads[1] = sum_rows(grad * normalised);
-  if (wanted[2]) grads[2] = sum_rows(grad);
-  return grads;
 }
 
 struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
@@ -107,9 +109,10 @@ struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
     variable_list computed(3);
     if (reason != nullptr) {
       hand_over(kind == 1 ? "rms_norm backward" : "layer_norm backward", reason);
-      computed = differentiable_backward(grads[0], input, weight, normalized_dims,
-                                         ctx->saved_data["eps"].toDouble(), wanted, weight_dtype,
-                                         /*centred=*/kind == 0);
+      computed =
+          differentiable_norm_backward(grads[0], input, weight, normalized_dims,
+                                       ctx->saved_data["eps"].toDouble(), wanted, weight_dtype,
+                                       /*centred=*/kind == 0);
     } else {
       const at::AutoDispatchBelowADInplaceOrView below;
       const auto shape = input.sym_sizes().slice(input.dim() - normalized_dims);

@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 from torch.optim.adam import adam as native_adam
-from torch.optim.optimizer import _use_grad_for_differentiable
 
 from fastdl import _C
-
-# Its name differs between the versions of torch.
-_check_graph_capture = getattr(
-    torch.optim.Optimizer,
-    "_accelerator_graph_capture_health_check",
-    torch.optim.Optimizer._cuda_graph_capture_health_check,
-)
+from fastdl.ops.optimizer import Lists, MultiTensorStep, is_on_gpu, number
 
 
-def _number(value: float | Tensor) -> float:
-    return value.item() if isinstance(value, Tensor) else value
-
-
-def _is_on_gpu(value: float | Tensor) -> bool:
-    return isinstance(value, Tensor) and value.is_cuda
-
-
-class _Lists(NamedTuple):
-    """The tensors of a group, as torch's own ``_init_group`` fills them."""
-
-    params: list[Tensor]
-    grads: list[Tensor]
-    exp_avgs: list[Tensor]
-    exp_avg_sqs: list[Tensor]
-    max_exp_avg_sqs: list[Tensor]  # empty without amsgrad
-    steps: list[Tensor]
-
-
-class Adam(torch.optim.Adam):
+class Adam(MultiTensorStep, torch.optim.Adam):
     r"""``torch.optim.Adam`` whose step updates all tensors of a group in one call.
 
     Constructor, param groups and state_dict are torch's; see its documentation for the arguments.
@@ -57,6 +30,7 @@ class Adam(torch.optim.Adam):
     ``foreach``, ``fused`` and ``capturable`` say; all else (``differentiable``, complex or sparse
     gradients, other devices, betas on a GPU, ``torch.compile``) goes to native torch.
     ``GradScaler`` hands its scale to the step, which unscales and skips by itself.
+    ``step(max_norm=1.0)`` clips the gradients' norm in the same pass, see :meth:`step`.
 
     On CUDA ``capturable=True`` or ``fused=True`` keep the step counts on the GPU: the step then
     waits for nothing there (a ``lr`` tensor and the scaler's results are read by the kernel), and
@@ -65,76 +39,58 @@ class Adam(torch.optim.Adam):
     Source: Kingma and Ba, arXiv:1412.6980; amsgrad: Reddi et al., arXiv:1904.09237.
     """
 
-    # Tells torch.amp.GradScaler to leave unscaling and skipping to step().
-    _step_supports_amp_scaling = True
-
-    @_use_grad_for_differentiable
-    def step(self, closure: Any = None) -> Any:
-        """Updates all parameters that have a gradient; returns the closure's loss, if any."""
-        _check_graph_capture(self)
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            self._step_group(group)
-        return loss
-
-    def _step_group(self, group: dict[str, Any]) -> None:
-        lists = _Lists([], [], [], [], [], [])
+    def _gather(self, group: dict[str, Any]) -> tuple[Lists, dict[str, Any]]:
+        lists: Lists = [[], [], [], [], [], []]
         has_complex = self._init_group(group, *lists)  # type: ignore[no-untyped-call]
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        return lists, {"has_complex": has_complex}
+
+    def _reason(self, group: dict[str, Any]) -> str | None:
+        return "betas on a GPU" if any(is_on_gpu(beta) for beta in group["betas"]) else None
+
+    def _kernel_step(
+        self, group: dict[str, Any], lists: Lists, lr: float, scalars: tuple[Tensor | None, ...]
+    ) -> list[int] | None:
+        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps = lists
         beta1, beta2 = group["betas"]
-        lr = group["lr"]
-        if is_compiling():
-            pass
-        elif group["differentiable"]:
-            _C.hand_over(type(self).__name__, "differentiable=True")
-        elif _is_on_gpu(beta1) or _is_on_gpu(beta2):
-            _C.hand_over(type(self).__name__, "betas on a GPU")
-        else:
-            left = _C.adam_step(
-                *lists,
-                0.0 if _is_on_gpu(lr) else _number(lr),
-                _number(beta1),
-                _number(beta2),
-                group["weight_decay"],
-                group["eps"],
-                group["maximize"],
-                group["decoupled_weight_decay"],
-                lr if _is_on_gpu(lr) else None,
-                grad_scale,
-                found_inf,
-            )
-            if left is not None:
-                if not left:
-                    return
-                lists = _Lists(*([all_[i] for i in left] if all_ else [] for all_ in lists))
-        if not group["fused"]:
-            # Of the native steps only the fused one skips and unscales by itself.
-            if found_inf is not None and found_inf.item():
-                return
-            if grad_scale is not None:
-                torch._foreach_div_(lists.grads, grad_scale)
-            grad_scale = found_inf = None
+        return _C.adam_step(
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            max_exp_avg_sqs,
+            steps,
+            lr,
+            number(beta1),
+            number(beta2),
+            group["weight_decay"],
+            group["eps"],
+            group["maximize"],
+            group["decoupled_weight_decay"],
+            *scalars,
+        )
+
+    def _native_step(self, group: dict[str, Any], lists: Lists, flags: dict[str, Any]) -> None:
+        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps = lists
+        beta1, beta2 = group["betas"]
         native_adam(
-            *lists,
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            max_exp_avg_sqs,
+            steps,
             amsgrad=group["amsgrad"],
-            has_complex=has_complex,
             beta1=beta1,
             beta2=beta2,
-            lr=lr,
+            lr=group["lr"],
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=group["maximize"],
             foreach=group["foreach"],
             capturable=group["capturable"],
             differentiable=group["differentiable"],
-            fused=group["fused"],
-            grad_scale=grad_scale,
-            found_inf=found_inf,
             decoupled_weight_decay=group["decoupled_weight_decay"],
+            **flags,
         )
 
 

@@ -1,6 +1,8 @@
 // Runs the CPU kernels without torch, on memory of exactly their size: the address sanitizer's
 // program.
+#include <algorithm>
 #include <cstdio>
+#include <vector>
 
 #include "backends.h"
 #include "check.h"
@@ -12,6 +14,36 @@ namespace {
 
 template <CpuIsa isa>
 Backend backend_of() {
+  return {
+    cpu_isa_name(isa), [](SoftmaxForwardArgs args) { softmax_forward<isa>(args); },
+        [](SoftmaxBackwardArgs args) { softmax_backward<isa>(args); },
+        [](NormForwardArgs args) { norm_forward<isa>(args); },
+        [](NormBackwardArgs args) { norm_backward<isa>(args); },
+        [](AdamStepArgs args) { adam_step<isa>(args); },
+        [](ElementwiseLossForwardArgs args) { elementwise_loss_forward<isa>(args); },
+        [](ElementwiseLossBackwardArgs args) { elementwise_loss_backward<isa>(args); },
+        [](EmbeddingForwardArgs args) { embedding_forward<isa>(args); },
+        [](EmbeddingBackwardArgs args) { embedding_backward<isa>(args); },
+        [](StepArgs args, Adam adam) { optimizer_step<isa>(args, adam); },
+        [](StepArgs args, Sgd sgd) { optimizer_step<isa>(args, sgd); },
+        [](StepArgs args, Adagrad adagrad) { optimizer_step<isa>(args, adagrad); },
+        [](StepArgs args, RmsProp rms) { optimizer_step<isa>(args, rms); },
+        [](ActivationForwardArgs args) { activation_forward<isa>(args); },
+        [](ActivationBackwardArgs args) { activation_backward<isa>(args); },
+        [](DropoutArgs args) { dropout<isa>(args); },
+        [](DropoutAddNormForwardArgs args) { dropout_add_norm_forward<isa>(args); },
+        [](DropoutAddNormBackwardArgs args) {
+          args.tasks = std::min<int64_t>(args.rows, 3);
+          std::vector<double> sums(args.tasks * 2 * args.cols);
+          args.partial_sums = sums.data();
+          dropout_add_norm_backward<isa>(args);
+          [](GradNormArgs args) { grad_norm<isa>(args); },
+              [](const GradTensor* tensors, int64_t count, const double* coefficient) {
+                scale_grads<isa>(tensors, count, *coefficient);
+              },
+              [] {}
+        };
+  }
   return {cpu_isa_name(isa),
           [](SoftmaxForwardArgs args) { softmax_forward<isa>(args); },
           [](SoftmaxBackwardArgs args) { softmax_backward<isa>(args); },
@@ -22,12 +54,39 @@ Backend backend_of() {
           [](BatchNormBackwardArgs args) { batch_norm_backward<isa>(args); },
           [](GroupNormForwardArgs args) { group_norm_forward<isa>(args); },
           [](GroupNormBackwardArgs args) { group_norm_backward<isa>(args); },
+          [](StepArgs args, Adam adam) { optimizer_step<isa>(args, adam); },
+          [](StepArgs args, Sgd sgd) { optimizer_step<isa>(args, sgd); },
+          [](StepArgs args, Adagrad adagrad) { optimizer_step<isa>(args, adagrad); },
+          [](StepArgs args, RmsProp rms) { optimizer_step<isa>(args, rms); },
+          [](GradNormArgs args) {
+            std::vector<double> sums(table_blocks(args.tensors, args.count));
+            args.block_sums = sums.data();
+            grad_norm<isa>(args);
+          },
+          [](const GradTensor* tensors, int64_t count, const double* coefficient) {
+            scale_grads<isa>(tensors, count, *coefficient);
+          },
+          [](CrossEntropyArgs args) { cross_entropy_forward<isa>(args); },
+          [](CrossEntropyArgs args) { cross_entropy_backward<isa>(args); },
+          [](TargetWeightArgs args) { (void)target_weight<isa>(args); },
+          [](LossSumArgs args) { loss_sum<isa>(args); },
+          [](NllLossArgs args) { nll_loss_forward<isa>(args); },
+          [](NllLossArgs args) { nll_loss_backward<isa>(args); },
+          [](MaxPoolForwardArgs args) { max_pool_forward<isa>(args); },
+          [](MaxPoolBackwardArgs args) { max_pool_backward<isa>(args); },
+          [](MaxPoolIndicesArgs args) { max_pool_indices<isa>(args); },
+          [](AveragePoolArgs args) { average_pool_forward<isa>(args); },
+          [](AveragePoolArgs args) { average_pool_backward<isa>(args); },
           [] {}};
 }
 
 std::vector<Backend> instruction_sets() {
   std::vector<Backend> all = {backend_of<CpuIsa::kDefault>()};
 #if defined(__x86_64__)
+  if (cpu_isa() >= CpuIsa::kAvx2) all.push_back(backend_of<CpuIsa::kAvx2>());
+#endif
+#if defined(FASTDL_WITH_AVX512)
+  if (cpu_isa() >= CpuIsa::kAvx512) all.push_back(backend_of<CpuIsa::kAvx512>());
   if (cpu_isa() >= CpuIsa::kAvx2) all.push_back(backend_of<CpuIsa::kAvx2>());
   if (cpu_isa() >= CpuIsa::kAvx512) all.push_back(backend_of<CpuIsa::kAvx512>());
 #endif
@@ -55,8 +114,17 @@ int main() {
   test_softmax();
   test_layer_norm();
   test_adam();
+  test_elementwise_loss();
+  test_embedding();
+  test_optimizer();
+  test_activation();
+  test_dropout();
+  test_dropout_add_layer_norm();
+  test_grad_norm();
   test_batch_norm();
   test_group_norm();
+  test_cross_entropy();
+  test_pool();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

@@ -1,0 +1,286 @@
+// Gradient of max pooling: every output's gradient goes to the element that was its maximum, which
+// the saved offset names; and the indices of the maxima, from the same offsets.
+// NCHW: the outputs of a plane in order add to a band of input rows in the first cache; rows that
+// no further window reaches are written, once. A task writes the rows of the planes it owns and
+// passes over all outputs that reach them, so the sums have one order for any number of threads.
+// channels_last with few windows an element: vectors over channels; each input element adds the
+// gradients of the windows it lies in whose offset names it. With many windows: bands as above, of
+// a block of channels. Memory: reads gradients and offsets and writes the input's gradient once.
+// Floor: their bytes / copy bandwidth. 32x64x112x112 3x3 s2 p1 float32: 135 MB, 4 ms at 34 GB/s.
+#include <numeric>
+
+#include "pool/pool_cpu.h"
+
+namespace fastdl {
+inline namespace CPU_CAPABILITY {
+namespace {
+
+using namespace pool_detail;
+
+constexpr int64_t kBandBytes = 16384;
+constexpr int64_t kFewWindows = 16;
+
+// Input elements from the first of a window, in a band whose rows have `pitch` elements, by offset.
+void fill_steps(const PoolShape& shape, int64_t pitch, int64_t inner, int32_t* steps) {
+  const int64_t rows = longest_window(shape.h), cols = longest_window(shape.w);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < cols; ++j) {
+      *steps++ = static_cast<int32_t>(i * shape.h.dilation * pitch + j * shape.w.dilation * inner);
+    }
+  }
+}
+
+// The rows [first, last) of the gradient of one plane, or of `channels` channels of an image.
+template <class T, class Offset>
+class Scatter {
+  using A = Accumulate<T>;
+
+ public:
+  Scatter(const MaxPoolBackwardArgs& args, bool streaming)
+      : args_(args), shape_(args.shape), streaming_(streaming) {}
+
+  void rows(int64_t outer, int64_t channel, int64_t channels, int64_t first, int64_t last) {
+    const PoolAxis &h = shape_.h, &w = shape_.w;
+    const int64_t inner = shape_.inner, pitch = w.input * channels;
+    if (channels != channels_) prepare(channels);
+    T* const dx = static_cast<T*>(args_.grad_input) + outer * h.input * w.input * inner + channel;
+    const int64_t out = outer * h.output * w.output * inner + channel;
+    const T* const dy = static_cast<const T*>(args_.grad_output) + out;
+    const Offset* const offsets = static_cast<const Offset*>(args_.offsets) + out;
+    const Cover top = cover_of(h, first), bottom = cover_of(h, last - 1);
+    int64_t band = first_row(top.first);
+    std::fill(band_, band_ + band_rows_ * pitch, A(0));
+    for (int64_t row = top.first; row <= bottom.last; ++row) {
+      const int64_t from = first_row(row), to = std::min(h.input, from + reach_);
+      if (to > band + band_rows_) {
+        flush(dx, band, from, first, last, channels);
+        band = from;
+      }
+      // The first window may begin before the row: the sum with a step does not.
+      const int64_t start = (window_at(h, row).start - band) * pitch;
+      const int64_t at = row * w.output * inner;
+      channels == 1 ? scatter_row(dy + at, offsets + at, start)
+                    : scatter_pixels(dy + at, offsets + at, start, channels);
+    }
+    flush(dx, band, std::max(last, band), first, last, channels);
+  }
+
+ private:
+  void prepare(int64_t channels) {
+    const int64_t pitch = shape_.w.input * channels;
+    reach_ = (longest_window(shape_.h) - 1) * shape_.h.dilation + 1;
+    const int64_t fit = kBandBytes / (pitch * static_cast<int64_t>(sizeof(A)));
+    band_rows_ = std::min(std::max(fit, reach_ + shape_.h.stride), shape_.h.input);
+    const int64_t band_size = round_up(band_rows_ * pitch, 16), taps = window_taps(shape_);
+    band_ = static_cast<A*>(thread_scratch(band_size * sizeof(A) + taps * sizeof(int32_t)));
+    steps_ = reinterpret_cast<int32_t*>(band_ + band_size);
+    fill_steps(shape_, pitch, channels, steps_);
+    channels_ = channels;
+  }
+
+  int64_t first_row(int64_t output) const {
+    return std::max<int64_t>(0, window_at(shape_.h, output).start);
+  }
+
+  void scatter_row(const T* dy, const Offset* offsets, int64_t start) const {
+    const PoolAxis& w = shape_.w;
+    if (w.kernel > 0) {
+      A* x = band_ + start - w.padding;
+      for (int64_t i = 0; i < w.output; ++i, x += w.stride) {
+        x[steps_[offsets[i]]] += static_cast<A>(dy[i]);
+      }
+    } else {
+      for (int64_t i = 0; i < w.output; ++i) {
+        band_[start + i * w.input / w.output + steps_[offsets[i]]] += static_cast<A>(dy[i]);
+      }
+    }
+  }
+
+  void scatter_pixels(const T* dy, const Offset* offsets, int64_t start, int64_t channels) const {
+    for (int64_t i = 0; i < shape_.w.output; ++i) {
+      A* const x = band_ + start + window_at(shape_.w, i).start * channels;
+      for (int64_t c = 0; c < channels; ++c) x[steps_[offsets[c]] + c] += static_cast<A>(dy[c]);
+      dy += shape_.inner, offsets += shape_.inner;
+    }
+  }
+
+  // Writes the rows [band, end) that are the task's, and moves those after them to the front.
+  void flush(T* dx, int64_t band, int64_t end, int64_t first, int64_t last, int64_t channels) {
+    const int64_t w = shape_.w.input, pitch = w * channels;
+    const int64_t stop = std::min(end, last);
+    for (int64_t row = std::max(band, first); row < stop; ++row) {
+      if (row >= band + band_rows_) {  // that no window reaches
+        for (int64_t i = 0; i < w; ++i) {
+          T* const to = dx + (row * w + i) * shape_.inner;
+          std::fill(to, to + channels, T(0));
+        }
+        continue;
+      }
+      const A* const from = band_ + (row - band) * pitch;
+      if (channels == 1) {
+        write(from, dx + row * w, w);
+      } else {
+        for (int64_t i = 0; i < w; ++i) {
+          write(from + i * channels, dx + (row * w + i) * shape_.inner, channels);
+        }
+      }
+    }
+    const int64_t kept = std::max<int64_t>(0, band + band_rows_ - end);
+    if (end > band && kept > 0) {
+      std::copy(band_ + (end - band) * pitch, band_ + band_rows_ * pitch, band_);
+    }
+    std::fill(band_ + kept * pitch, band_ + band_rows_ * pitch, A(0));
+  }
+
+  void write(const A* from, T* to, int64_t count) const {
+    for_single_vectors<T>(count, [&](int64_t i, auto rest) {
+      write_vector(to + i, load_vector(from + i, rest, A(0)), rest, streaming_);
+    });
+  }
+
+  const MaxPoolBackwardArgs& args_;
+  const PoolShape& shape_;
+  const bool streaming_;
+  int64_t channels_ = 0, reach_ = 0, band_rows_ = 0;  // rows of a window; of the band
+  A* band_ = nullptr;
+  int32_t* steps_ = nullptr;
+};
+
+// Offsets as numbers to compare with: kWidth<T> of them.
+template <class T, class Offset, class Count>
+inline Vec<T> load_offsets(const Offset* offsets, Count count) {
+  using A = Accumulate<T>;
+  alignas(64) A numbers[kWidth<T>] = {};
+  if constexpr (std::is_same_v<Count, Whole>) {
+    for (int64_t i = 0; i < kWidth<T>; ++i) numbers[i] = static_cast<A>(offsets[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) numbers[i] = static_cast<A>(offsets[i]);
+  }
+  return Vec<T>::loadu(numbers);
+}
+
+// The gradients of the pixels [begin, end) of channels_last.
+template <class T, class Offset>
+void gather_pixels(const MaxPoolBackwardArgs& args, int64_t begin, int64_t end, bool streaming) {
+  using A = Accumulate<T>;
+  using V = Vec<T>;
+  const PoolShape& shape = args.shape;
+  const PoolAxis &h = shape.h, &w = shape.w;
+  const int64_t inner = shape.inner, row_taps = longest_window(w);
+  const T* const dy = static_cast<const T*>(args.grad_output);
+  const Offset* const offsets = static_cast<const Offset*>(args.offsets);
+  T* const dx = static_cast<T*>(args.grad_input);
+  struct Source {
+    int64_t at;  // of the output's first channel
+    A offset;
+  };
+  Source sources[kFewWindows];
+  for (int64_t pixel = begin; pixel < end; ++pixel) {
+    const int64_t col = pixel % w.input, row = pixel / w.input % h.input;
+    const int64_t image = pixel / w.input / h.input;
+    const Cover rows = cover_of(h, row), cols = cover_of(w, col);
+    int64_t count = 0;
+    for (int64_t i = rows.first; i <= rows.last; ++i) {
+      const int64_t down = row - window_at(h, i).start;
+      if (down % h.dilation != 0) continue;
+      for (int64_t j = cols.first; j <= cols.last; ++j) {
+        const int64_t right = col - window_at(w, j).start;
+        if (right % w.dilation != 0) continue;
+        sources[count++] = {((image * h.output + i) * w.output + j) * inner,
+                            static_cast<A>(down / h.dilation * row_taps + right / w.dilation)};
+      }
+    }
+    for_single_vectors<T>(inner, [&](int64_t c, auto rest) {
+      V sum(A(0));
+      for (int64_t k = 0; k < count; ++k) {
+        const V grad = load_vector(dy + sources[k].at + c, rest, A(0));
+        const V mask = load_offsets<T>(offsets + sources[k].at + c, rest) == V(sources[k].offset);
+        sum = sum + (grad & mask);
+      }
+      write_vector(dx + pixel * inner + c, sum, rest, streaming);
+    });
+  }
+}
+
+// Windows that an element lies in, at most, along an axis.
+int64_t windows_of_element(const PoolAxis& axis) {
+  if (axis.kernel > 0) {
+    const int64_t step = axis.stride / std::gcd(axis.stride, axis.dilation);
+    return std::min(axis.output, ceil_divide(axis.kernel, step));
+  }
+  return std::min(axis.output, ceil_divide(axis.output, axis.input) + 1);
+}
+
+template <class T, class Offset>
+void backward(const MaxPoolBackwardArgs& args) {
+  const PoolShape& shape = args.shape;
+  const PoolAxis &h = shape.h, &w = shape.w;
+  const int64_t inputs = shape.outer * h.input * w.input * shape.inner;
+  const int64_t outputs = shape.outer * h.output * w.output * shape.inner;
+  const bool past_cache =
+      worth_streaming(inputs * static_cast<int64_t>(sizeof(T)) +
+                      outputs * static_cast<int64_t>(sizeof(T) + sizeof(Offset)));
+  constexpr int64_t channel_block = 64;
+  const int64_t windows = windows_of_element(h) * windows_of_element(w);
+  if (shape.inner > 1 && windows <= kFewWindows) {
+    const bool streaming = past_cache && aligned_rows<T>(args.grad_input, shape.inner);
+    const int64_t grain = std::max<int64_t>(1, kGrain / (windows * shape.inner));
+    parallel_for(0, shape.outer * h.input * w.input, grain, [&](int64_t begin, int64_t end) {
+      gather_pixels<T, Offset>(args, begin, end, streaming);
+      finish_writes();
+    });
+    return;
+  }
+  const int64_t block = std::min(shape.inner, channel_block);
+  const int64_t blocks = ceil_divide(shape.inner, block);
+  const bool streaming =
+      past_cache && aligned_rows<T>(args.grad_input, shape.inner == 1 ? w.input : shape.inner);
+  const int64_t grain = std::max<int64_t>(1, kGrain / (w.input * block));
+  parallel_for(0, shape.outer * blocks * h.input, grain, [&](int64_t begin, int64_t end) {
+    Scatter<T, Offset> scatter(args, streaming);
+    while (begin < end) {
+      const int64_t unit = begin / h.input, row = begin % h.input;
+      const int64_t count = std::min(h.input - row, end - begin);
+      const int64_t channel = unit % blocks * block;
+      scatter.rows(unit / blocks, channel, std::min(block, shape.inner - channel), row,
+                   row + count);
+      begin += count;
+    }
+    finish_writes();
+  });
+}
+
+template <class Offset>
+void indices_of(const MaxPoolIndicesArgs& args) {
+  const PoolAxis &h = args.shape.h, &w = args.shape.w;
+  const int64_t inner = args.shape.inner, row_taps = longest_window(w);
+  const int64_t pixels = args.shape.outer * h.output * w.output;
+  parallel_for(0, pixels, std::max<int64_t>(1, kGrain / inner), [&](int64_t begin, int64_t end) {
+    for (int64_t pixel = begin; pixel < end; ++pixel) {
+      const int64_t row = window_at(h, pixel / w.output % h.output).start;
+      const int64_t col = window_at(w, pixel % w.output).start;
+      for (int64_t at = pixel * inner; at < (pixel + 1) * inner; ++at) {
+        const int64_t offset = static_cast<const Offset*>(args.offsets)[at];
+        args.indices[at] =
+            (row + offset / row_taps * h.dilation) * w.input + col + offset % row_taps * w.dilation;
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace CPU_CAPABILITY
+
+template <>
+void max_pool_backward<kBuildIsa>(const MaxPoolBackwardArgs& args) {
+  dispatch_dtype<CpuTypes>(args.dtype, [&]<class T> {
+    has_byte_offsets(args.shape) ? backward<T, uint8_t>(args) : backward<T, int32_t>(args);
+  });
+}
+
+template <>
+void max_pool_indices<kBuildIsa>(const MaxPoolIndicesArgs& args) {
+  has_byte_offsets(args.shape) ? indices_of<uint8_t>(args) : indices_of<int32_t>(args);
+}
+
+}  // namespace fastdl
