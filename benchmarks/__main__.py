@@ -14,7 +14,7 @@ from benchmarks import output
 from benchmarks.harness import DEFAULT, FASTDL, Case, Options, Result, run_case
 from benchmarks.limits import last_level_cache_bytes, measure_limits
 from benchmarks.machine import describe_machine, keep_freed_memory
-from benchmarks.models import digits
+from benchmarks.models import digits, steps
 from benchmarks.models.breakdown import breakdown_lines, measure_breakdowns
 from benchmarks.suite import select_cases
 from benchmarks.summary import HEADINGS, row
@@ -22,11 +22,19 @@ from benchmarks.summary import HEADINGS, row
 RESULTS = Path(__file__).parent / "results"
 
 
+MODELS = ("digits", *(model.NAME for model in steps.MODELS))
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """What to measure, how long, and where to write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--op", nargs="+", default=[], help="only these ops or bench files")
-    parser.add_argument("--models", action="store_true", help="only whole models, with breakdown")
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        choices=MODELS,
+        help="only whole models, these or all, with where their time goes",
+    )
     parser.add_argument("--full", action="store_true", help="every shape and dtype, longer samples")
     parser.add_argument(
         "--compile",
@@ -50,16 +58,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run_models(options: Options, cache_bytes: int) -> list[Result]:
-    """Single steps of every model, each followed by its breakdown by op."""
-    tqdm.write(digits.conversion_report())
+def run_models(names: Sequence[str], options: Options, cache_bytes: int) -> list[Result]:
+    """Single steps of these models, each followed by its breakdown by op."""
     results = []
-    for case in digits.cases():
+    if "digits" in names:
+        tqdm.write(digits.conversion_report())
+    for case in digits.cases() if "digits" in names else ():
         results.append(run_case(case, options, cache_bytes))
         tqdm.write(output.table_line(row(results[-1])))
         inputs = case.make_inputs(options.device)
         sides = [case.candidates[side](inputs) for side in (DEFAULT, FASTDL)]
         tqdm.write("\n".join(breakdown_lines(*measure_breakdowns(sides, options.device))))
+    for model in steps.MODELS:
+        if model.NAME in names and options.device.type == "cpu":
+            measured = steps.measure(model, tqdm.write)
+            tqdm.write("\n".join(output.table_line(row(it)) for it in measured))
+            results += measured
     return results
 
 
@@ -85,14 +99,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds_per_case=arguments.seconds or (0.4 if on_gpu else 1.0) * (1 + arguments.full),
         compiled=on_gpu if arguments.compile is None else arguments.compile,
     )
+    models = () if arguments.models is None else arguments.models or MODELS
     selected: list[Case] = []
-    if arguments.op or not arguments.models:
+    if arguments.op or not models:
         try:
             selected = select_cases(arguments.op, arguments.full, options.device.type)
         except ValueError as error:
             print(error, file=sys.stderr)
             return 2
-    everything = not arguments.op and not arguments.models
+    everything = not arguments.op and not models
 
     print("measuring the limits of this machine ...", file=sys.stderr)
     cache_bytes = last_level_cache_bytes(options.device)
@@ -108,11 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             tqdm.write(f"left out, the GPU has too little memory: {case.name}")
         if on_gpu:
             torch.cuda.empty_cache()
-    if (everything or arguments.models) and options.device.type == "cpu":
+    if (everything or "digits" in models) and options.device.type == "cpu":
         report.results.append(digits.training_result())
         tqdm.write(output.table_line(row(report.results[-1])))
-    if arguments.models:
-        report.results += run_models(options, cache_bytes)
+    report.results += run_models(models, options, cache_bytes)
 
     print("\n" + "\n".join(output.summary_lines(report) + output.notes(report)))
     directory = arguments.output or (RESULTS if everything else None)

@@ -16,6 +16,16 @@ from fastdl.ops.embedding import embedding
 from fastdl.ops.group_norm import group_norm
 from fastdl.ops.layer_norm import layer_norm, rms_norm
 from fastdl.ops.linear_cross_entropy import linear_cross_entropy
+from fastdl.ops.pool import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    avg_pool1d,
+    avg_pool2d,
+    max_pool1d,
+    max_pool2d,
+)
 from fastdl.ops.softmax import log_softmax, softmax, softmin
 
 __all__ = [

@@ -10,12 +10,20 @@ from fastdl.ops.elementwise_loss import BCEWithLogitsLoss, HuberLoss, L1Loss, MS
 from fastdl.ops.embedding import Embedding
 from fastdl.ops.group_norm import GroupNorm
 from fastdl.ops.layer_norm import LayerNorm, RMSNorm
+from fastdl.ops.pool import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    MaxPool1d,
+    MaxPool2d,
+)
 from fastdl.ops.sequential import Sequential
 from fastdl.ops.softmax import LogSoftmax, Softmax, Softmin
 
 __all__ = [
-    "ELU",
-    "GELU",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveMaxPool1d",
@@ -28,7 +36,9 @@ __all__ = [
     "BatchNorm3d",
     "CrossEntropyLoss",
     "Dropout",
+    "ELU",
     "Embedding",
+    "GELU",
     "GroupNorm",
     "HuberLoss",
     "L1Loss",

@@ -91,7 +91,7 @@ CASES = (
     FunctionCase("huber_loss_mean", lambda m, x: x * m.huber_loss(x, -x, delta=1.5)),
     FunctionCase(
         "binary_cross_entropy",
-        lambda m, x: m.binary_cross_entropy_with_logits(x, x.square(), reduction="none"),
+        lambda m, x: m.binary_cross_entropy_with_logits(x, x.sigmoid(), reduction="none"),
     ),
     FunctionCase(
         "binary_cross_entropy_mean",

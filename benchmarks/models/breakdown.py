@@ -20,12 +20,17 @@ OPTIMIZER = "optimizer step"
 # The first kind whose word occurs in the name of an event, in lower case and without underscores;
 # forward and backward count together.
 KINDS = (
+    ("cross entropy", ("crossentropy", "nllloss", "logsoftmax")),
     ("softmax", ("softmax",)),
+    ("batch_norm", ("batchnorm",)),
+    ("pooling", ("pool",)),
+    ("attention", ("attention",)),
+    ("embedding", ("embedding",)),
     ("layer_norm", ("layernorm",)),
     ("rms_norm", ("rmsnorm",)),
     ("convolution", ("conv",)),
     ("matrix products", ("addmm", "::mm", "bmm", "matmul", "linear", "baddbmm")),
-    ("activation", ("gelu", "relu", "silu")),
+    ("activation", ("gelu", "relu", "silu", "threshold")),
     ("copies", ("copy", "clone", "contiguous")),
 )
 OTHER = "everything else"
@@ -42,19 +47,19 @@ def kind_of(event: FunctionEvent) -> str:
     return next((kind for kind, words in KINDS if any(word in name for word in words)), OTHER)
 
 
-def profile_once(call: Call, device: torch.device) -> dict[str, float]:
+def profile_once(call: Call, device: torch.device, calls: int = CALLS) -> dict[str, float]:
     """Milliseconds of each kind in some calls."""
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as profiler:
-        for _ in range(CALLS):
+        for _ in range(calls):
             call()
     kinds: dict[str, float] = defaultdict(float)
     for event in profiler.events() or ():
         on_device = device.type == "cuda"
         microseconds = event.self_device_time_total if on_device else event.self_cpu_time_total
-        kinds[kind_of(event)] += microseconds * 1e-3 / CALLS
+        kinds[kind_of(event)] += microseconds * 1e-3 / calls
     return kinds
 
 

@@ -14,9 +14,12 @@ inline namespace CPU_CAPABILITY {
 // most kTensorBlock. No tensor may be empty.
 template <class Entry, class Body>
 void for_tensor_blocks(const Entry* table, int64_t count, Body&& body) {
-  constexpr int64_t grain = 4;  // blocks worth waking a thread for
   const Entry* const last = table + count - 1;
   const int64_t blocks = last->first_block + tensor_blocks(last->size);
+  // Work worth waking a thread for: four full blocks, or as many small ones as make that up.
+  int64_t elements = 0;
+  for (const Entry* entry = table; entry <= last; ++entry) elements += entry->size;
+  const int64_t grain = (4 * kTensorBlock * blocks + elements - 1) / elements;
   parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
     // The last tensor whose first block is not past `begin`.
     const Entry* entry =
