@@ -153,6 +153,10 @@ def test_unusual_tensors(function: str, kind: str) -> None:
     arguments: tuple[Any, ...] = ()
     if function.endswith("_norm"):
         arguments = ((x.size(-1),) if kind not in ("nested", "jagged") else (4,),)
+    if function == "batch_norm":
+        arguments = (None, None, None, None, True)
+    if function == "group_norm":
+        arguments = (1,)
     if function in SOFTMAX_FAMILY:
         arguments = (1,)
     if function == "dropout":

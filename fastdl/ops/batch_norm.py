@@ -83,7 +83,7 @@ def functional_arguments(
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, bool, float, float]:
     """What torch's module passes to the function behind its input; counts the batch."""
     if isinstance(input, Tensor):  # torch.fx traces with something else
-        module._check_input_dim(input)
+        module._check_input_dim(input)  # type: ignore[no-untyped-call]
     factor = 0.0 if module.momentum is None else module.momentum
     if module.training and module.track_running_stats and module.num_batches_tracked is not None:
         module.num_batches_tracked.add_(1)

@@ -80,6 +80,7 @@ class Sequential(torch.nn.Sequential):
                 fuses
                 and isinstance(input, Tensor)
                 and second is not None
+                and isinstance(first, BATCH_NORMS)
                 and type(first) in BATCH_NORMS
                 and is_relu(second)
                 and _calls_forward_alone(first)
