@@ -4,7 +4,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "pool/pool_torch.h"
+#include "pool/pool_arguments.h"
 #include "torch/hand_over.h"
 
 namespace fastdl {
@@ -276,87 +276,6 @@ TORCH_LIBRARY_IMPL(fastdl, Autograd, library) {
 }
 
 // ---- what Python calls
-
-// One number a dimension; false where these are not sizes as torch takes them.
-bool expand(const Sizes& sizes, int64_t dims, int64_t least, std::vector<int64_t>& result) {
-  constexpr int64_t largest = int64_t{1} << 31;  // so that no sum overflows
-  const auto given = static_cast<int64_t>(sizes.values.size());
-  if (given != 1 && given != dims) return false;
-  for (int64_t d = 0; d < dims; ++d) {
-    result.push_back(sizes.values[given == 1 ? 0 : d]);
-    if (result.back() < least || result.back() > largest) return false;
-  }
-  return true;
-}
-
-// Whether the input is one that kernels take: a batch may be empty, nothing else.
-const char* reason_of_input(const Tensor& input, int64_t dims) {
-  if (const char* reason = reason_to_hand_over(input)) return reason;
-  if (input.dim() != dims + 1 && input.dim() != dims + 2) return "a wrong number of dimensions";
-  for (int64_t d = input.dim() == dims + 2 ? 1 : 0; d < input.dim(); ++d) {
-    if (input.size(d) == 0) return "an empty dimension";
-  }
-  return nullptr;
-}
-
-constexpr const char* kWrongSizes = "sizes that native torch must judge";
-
-// Fills windows that slide, or says why native torch must compute them.
-const char* slide(const Tensor& input, int64_t dims, const Sizes& kernel_size, const Sizes& stride,
-                  const Sizes& padding, const Sizes& dilation, bool ceil_mode,
-                  PoolWindows& windows) {
-  if (const char* reason = reason_of_input(input, dims)) return reason;
-  if (!expand(kernel_size, dims, 1, windows.kernel) ||
-      !expand(stride.values.empty() ? kernel_size : stride, dims, 1, windows.stride) ||
-      !expand(padding, dims, 0, windows.padding) || !expand(dilation, dims, 1, windows.dilation)) {
-    return kWrongSizes;
-  }
-  for (int64_t d = 0; d < dims; ++d) {
-    const int64_t size = input.size(input.dim() - dims + d), step = windows.stride[d];
-    const int64_t pad = windows.padding[d];
-    const int64_t last = size + 2 * pad - windows.dilation[d] * (windows.kernel[d] - 1) - 1;
-    if (2 * pad > windows.kernel[d] || last < 0) return kWrongSizes;
-    int64_t output = (last + (ceil_mode ? step - 1 : 0)) / step + 1;
-    // Windows begin inside the input or in the padding before it.
-    if (ceil_mode && (output - 1) * step >= size + pad) --output;
-    windows.output.push_back(output);
-    if (pad > 0 && windows.dilation[d] > 1 && windows.dilation[d] >= size) {
-      return "dilated windows that may have no element";
-    }
-  }
-  int64_t taps = 1;
-  for (const int64_t kernel : windows.kernel) taps *= kernel;
-  return taps > kMostTaps ? "windows of more than 2^24 elements" : nullptr;
-}
-
-const char* adapt(const Tensor& input, int64_t dims, const Sizes& output_size,
-                  PoolWindows& windows) {
-  if (const char* reason = reason_of_input(input, dims)) return reason;
-  Sizes sizes = output_size;
-  if (sizes.is_int) sizes.values.resize(dims, sizes.values[0]);
-  if (static_cast<int64_t>(sizes.values.size()) != dims) return kWrongSizes;
-  int64_t taps = 1;
-  bool even = true;
-  for (int64_t d = 0; d < dims; ++d) {
-    const int64_t size = input.size(input.dim() - dims + d);
-    if (sizes.values[d] == Sizes::kNoSize) {
-      if (dims == 1) return kWrongSizes;
-      sizes.values[d] = size;
-    }
-    taps *= size / std::max<int64_t>(sizes.values[d], 1) + 2;
-    even = even && sizes.values[d] > 0 && size % sizes.values[d] == 0;
-  }
-  if (!expand(sizes, dims, 1, windows.output)) return kWrongSizes;
-  if (even) {  // then they slide
-    for (int64_t d = 0; d < dims; ++d) {
-      windows.kernel.push_back(input.size(input.dim() - dims + d) / windows.output[d]);
-    }
-    windows.stride = windows.kernel;
-    windows.padding.assign(dims, 0);
-    windows.dilation.assign(dims, 1);
-  }
-  return taps > kMostTaps ? "windows of more than 2^24 elements" : nullptr;
-}
 
 template <int64_t dims>
 bool handed_over(const char* in_one, const char* in_two, const char* reason) {

@@ -28,7 +28,7 @@ __device__ __forceinline__ A divisor_of(const AveragePoolArgs& args, const PoolW
 // Units: [outer, h.output, w.output, inner / W]
 template <class T, int W>
 __global__ void __launch_bounds__(kPoolThreads)
-    average_pool_output_per_thread(AveragePoolArgs args, int64_t units) {
+    average_pool_output_per_thread(int64_t units, AveragePoolArgs args) {
   using A = Accumulate<T>;
   const int64_t unit = unit_of_thread();
   if (unit >= units) return;
@@ -36,19 +36,22 @@ __global__ void __launch_bounds__(kPoolThreads)
   const int64_t inner = args.shape.inner;
   const PoolPlace place = place_of(unit, h.output, w.output, inner / W);
   const PoolWindow rows = window_at(h, place.row), cols = window_at(w, place.col);
+  const A divisor = divisor_of<A>(args, rows, cols);
   A sums[W] = {};
-  const T* const x =
+  const T* x =
       static_cast<const T*>(args.input) + place.outer * h.input * w.input * inner + place.part * W;
-  for (int64_t i = rows.first; i < rows.end; ++i) {
-    const int64_t row = (rows.start + i) * w.input + cols.start;
-    for (int64_t j = cols.first; j < cols.end; ++j) {
+  const int height = rows.end - rows.first;
+  const int width = cols.end - cols.first;
+  x += ((rows.start + rows.first) * w.input + cols.start + cols.first) * inner;
+  for (int i = 0; i < height; ++i, x += w.input * inner) {
+    const T* tap = x;
+    for (int j = 0; j < width; ++j, tap += inner) {
       A values[W];
-      load_vector<W>(x + (row + j) * inner).unpack(values);
+      load_vector<W>(tap).unpack(values);
 #pragma unroll
       for (int k = 0; k < W; ++k) sums[k] += values[k];
     }
   }
-  const A divisor = divisor_of<A>(args, rows, cols);
 #pragma unroll
   for (int k = 0; k < W; ++k) sums[k] /= divisor;
   Vector<T, W> y;
@@ -59,15 +62,15 @@ __global__ void __launch_bounds__(kPoolThreads)
 // Units: [outer, h.output, w.output] of NCHW
 template <class T>
 __global__ void __launch_bounds__(kPoolThreads)
-    average_pool_output_per_warp(AveragePoolArgs args, int64_t units) {
+    average_pool_output_per_warp(int64_t units, AveragePoolArgs args) {
   using A = Accumulate<T>;
   const int64_t unit = unit_of_thread(kWarp);
   if (unit >= units) return;  // the whole warp
   const PoolAxis &h = args.shape.h, &w = args.shape.w;
   const PoolPlace place = place_of(unit, h.output, w.output, 1);
   const PoolWindow rows = window_at(h, place.row), cols = window_at(w, place.col);
-  const int width = static_cast<int>(cols.end - cols.first);
-  const int count = width * static_cast<int>(rows.end - rows.first);
+  const int width = cols.end - cols.first;
+  const int count = width * rows.end - rows.first;
   const T* const x = static_cast<const T*>(args.input) +
                      (place.outer * h.input + rows.start + rows.first) * w.input + cols.start +
                      cols.first;
@@ -85,7 +88,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 // Units: [outer, h.input, ceil(w.input / W)] of NCHW
 template <class T, int W>
 __global__ void __launch_bounds__(kPoolThreads)
-    average_pool_backward_columns_per_thread(AveragePoolArgs args, int64_t units) {
+    average_pool_backward_columns_per_thread(int64_t units, AveragePoolArgs args) {
   using A = Accumulate<T>;
   const int64_t unit = unit_of_thread();
   if (unit >= units) return;
@@ -122,7 +125,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 // Units: [outer, h.input, w.input, inner / W]
 template <class T, int W>
 __global__ void __launch_bounds__(kPoolThreads)
-    average_pool_backward_channels_per_thread(AveragePoolArgs args, int64_t units) {
+    average_pool_backward_channels_per_thread(int64_t units, AveragePoolArgs args) {
   using A = Accumulate<T>;
   const int64_t unit = unit_of_thread();
   if (unit >= units) return;
@@ -134,11 +137,13 @@ __global__ void __launch_bounds__(kPoolThreads)
   A sums[W] = {};
   for (int64_t i = over.first; i <= over.last; ++i) {
     const PoolWindow rows = window_at(h, i);
+    const T* const dy = static_cast<const T*>(args.input) +
+                        (place.outer * h.output + i) * w.output * inner + place.part * W;
+#pragma unroll 1
     for (int64_t j = cols.first; j <= cols.last; ++j) {
       const A factor = 1 / divisor_of<A>(args, rows, window_at(w, j));
-      const int64_t at = ((place.outer * h.output + i) * w.output + j) * inner + place.part * W;
       A grads[W];
-      load_vector<W>(static_cast<const T*>(args.input) + at).unpack(grads);
+      load_vector<W>(dy + j * inner).unpack(grads);
 #pragma unroll
       for (int k = 0; k < W; ++k) sums[k] += grads[k] * factor;
     }
@@ -157,11 +162,11 @@ Status average_pool_forward_cuda(const AveragePoolArgs& args, const CudaTarget& 
     const PoolShape& shape = args.shape;
     const int64_t outputs = shape.outer * shape.h.output * shape.w.output * shape.inner;
     if (is_wide(shape)) {
-      status = launch_units(average_pool_output_per_warp<T>, outputs, kWarp, args, target);
+      status = launch_units(average_pool_output_per_warp<T>, outputs, kWarp, target, args);
     } else if (channels_fit<W>(shape, args.input, args.output)) {
-      status = launch_units(average_pool_output_per_thread<T, W>, outputs / W, 1, args, target);
+      status = launch_units(average_pool_output_per_thread<T, W>, outputs / W, 1, target, args);
     } else {
-      status = launch_units(average_pool_output_per_thread<T, 1>, outputs, 1, args, target);
+      status = launch_units(average_pool_output_per_thread<T, 1>, outputs, 1, target, args);
     }
   });
   return status;
@@ -175,13 +180,13 @@ Status average_pool_backward_cuda(const AveragePoolArgs& args, const CudaTarget&
     const int64_t inputs = shape.outer * shape.h.input * shape.w.input * shape.inner;
     if (shape.inner == 1) {
       const int64_t units = shape.outer * shape.h.input * ceil_divide(shape.w.input, int64_t{W});
-      status = launch_units(average_pool_backward_columns_per_thread<T, W>, units, 1, args, target);
+      status = launch_units(average_pool_backward_columns_per_thread<T, W>, units, 1, target, args);
     } else if (channels_fit<W>(shape, args.input, args.output)) {
-      status = launch_units(average_pool_backward_channels_per_thread<T, W>, inputs / W, 1, args,
-                            target);
+      status = launch_units(average_pool_backward_channels_per_thread<T, W>, inputs / W, 1, target,
+                            args);
     } else {
       status =
-          launch_units(average_pool_backward_channels_per_thread<T, 1>, inputs, 1, args, target);
+          launch_units(average_pool_backward_channels_per_thread<T, 1>, inputs, 1, target, args);
     }
   });
   return status;

@@ -175,6 +175,19 @@ void for_rows(const PoolShape& shape, int64_t begin, int64_t end, F&& f) {
   }
 }
 
+// Calls f(channel, kVectors as a type, count) on all channels, four vectors at a time while they
+// fit.
+template <class T, class F>
+void for_channels(int64_t channels, F&& f) {
+  constexpr int64_t width = kWidth<T>;
+  int64_t c = 0;
+  for (; c + kLanes * width <= channels; c += kLanes * width) {
+    f(c, std::integral_constant<int, kLanes>(), kWhole);
+  }
+  for (; c + width <= channels; c += width) f(c, std::integral_constant<int, 1>(), kWhole);
+  if (c < channels) f(c, std::integral_constant<int, 1>(), channels - c);
+}
+
 // Whether rows of `inner` elements from `data` on can be written with aligned vectors.
 template <class T>
 bool aligned_rows(const void* data, int64_t inner) {

@@ -18,18 +18,23 @@ constexpr int kPoolThreads = 256;  // of a block
 
 // Elements start + t * dilation; the taps t in [first, end) lie inside the input.
 struct PoolWindow {
-  int64_t start, first, end;
+  int64_t start;
+  int first, end;
 };
 
 __device__ __forceinline__ PoolWindow window_at(const PoolAxis& axis, int64_t i) {
   if (axis.kernel == 0) {
     const int64_t start = i * axis.input / axis.output;
-    return {start, 0, ((i + 1) * axis.input + axis.output - 1) / axis.output - start};
+    const int64_t end = ((i + 1) * axis.input + axis.output - 1) / axis.output;
+    return {start, 0, static_cast<int>(end - start)};
   }
   const int64_t start = i * axis.stride - axis.padding, d = axis.dilation;
   const int64_t inside = axis.input - start;
-  return {start, start >= 0 ? 0 : (d - 1 - start) / d,
-          min(axis.kernel, d == 1 ? inside : (inside + d - 1) / d)};
+  return {start,
+          static_cast<int>(start >= 0 ? 0
+                           : d == 1   ? -start
+                                      : (d - 1 - start) / d),
+          static_cast<int>(min(axis.kernel, d == 1 ? inside : (inside + d - 1) / d))};
 }
 
 // The outputs [first, last] whose windows may have one of the input elements [begin, end).
@@ -70,11 +75,11 @@ inline bool is_wide(const PoolShape& shape) { return shape.inner == 1 && window_
 
 // A launch of as many threads as units times lanes. Units are a multiple of 2^31 blocks at most:
 // 5 * 10^11 threads.
-template <class Kernel, class Args>
-Status launch_units(Kernel kernel, int64_t units, int lanes, const Args& args,
-                    const CudaTarget& target) {
+template <class Kernel, class... Args>
+Status launch_units(Kernel kernel, int64_t units, int lanes, const CudaTarget& target,
+                    const Args&... args) {
   return launch(kernel, {ceil_divide(units * lanes, int64_t{kPoolThreads}), kPoolThreads}, target,
-                args, units);
+                units, args...);
 }
 
 // Whether channels can be accessed as vectors of W.

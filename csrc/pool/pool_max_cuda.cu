@@ -14,6 +14,15 @@
 namespace fastdl {
 namespace {
 
+// What offsets mean
+struct PoolTaps {
+  int in_row;         // of the widest window
+  bool byte_offsets;  // or int32
+
+  explicit PoolTaps(const PoolShape& shape)
+      : in_row(static_cast<int>(longest_window(shape.w))), byte_offsets(has_byte_offsets(shape)) {}
+};
+
 // The maximum so far, of one element
 template <class A>
 struct Best {
@@ -49,7 +58,7 @@ __device__ __forceinline__ int read_offset(const void* offsets, int64_t at, bool
 // Units: [outer, h.output, w.output, inner / W]
 template <class T, int W>
 __global__ void __launch_bounds__(kPoolThreads)
-    max_pool_output_per_thread(MaxPoolForwardArgs args, int64_t units) {
+    max_pool_output_per_thread(int64_t units, MaxPoolForwardArgs args, PoolTaps taps) {
   using A = Accumulate<T>;
   const int64_t unit = unit_of_thread();
   if (unit >= units) return;
@@ -57,22 +66,23 @@ __global__ void __launch_bounds__(kPoolThreads)
   const int64_t inner = args.shape.inner;
   const PoolPlace place = place_of(unit, h.output, w.output, inner / W);
   const PoolWindow rows = window_at(h, place.row), cols = window_at(w, place.col);
-  const int row_taps = static_cast<int>(longest_window(w));
+  const int row_taps = taps.in_row;
   Best<A> best[W];
 #pragma unroll
   for (int i = 0; i < W; ++i) {
-    best[i] = {-static_cast<A>(INFINITY), static_cast<int>(rows.first * row_taps + cols.first)};
+    best[i] = {-static_cast<A>(INFINITY), rows.first * row_taps + cols.first};
   }
   const T* const x =
       static_cast<const T*>(args.input) + place.outer * h.input * w.input * inner + place.part * W;
-  for (int64_t i = rows.first; i < rows.end; ++i) {
+  const int64_t step = w.dilation * inner;
+  for (int i = rows.first; i < rows.end; ++i) {
     const int64_t row = (rows.start + i * h.dilation) * w.input + cols.start;
-    for (int64_t j = cols.first; j < cols.end; ++j) {
+    const T* tap = x + row * inner + cols.first * step;
+    for (int j = cols.first; j < cols.end; ++j, tap += step) {
       A values[W];
-      load_vector<W>(x + (row + j * w.dilation) * inner).unpack(values);
-      const int offset = static_cast<int>(i) * row_taps + static_cast<int>(j);
+      load_vector<W>(tap).unpack(values);
 #pragma unroll
-      for (int k = 0; k < W; ++k) best[k].take(values[k], offset);
+      for (int k = 0; k < W; ++k) best[k].take(values[k], i * row_taps + j);
     }
   }
   Vector<T, W> output;
@@ -82,7 +92,7 @@ __global__ void __launch_bounds__(kPoolThreads)
   output.pack(values);
   store_vector<W>(static_cast<T*>(args.output) + unit * W, output);
   if (args.offsets == nullptr) return;
-  const bool bytes = has_byte_offsets(args.shape);
+  const bool bytes = taps.byte_offsets;
   if (bytes && W > 1) {
     Vector<uint8_t, W> narrow;
 #pragma unroll
@@ -97,24 +107,23 @@ __global__ void __launch_bounds__(kPoolThreads)
 // Units: [outer, h.output, w.output] of NCHW
 template <class T>
 __global__ void __launch_bounds__(kPoolThreads)
-    max_pool_output_per_warp(MaxPoolForwardArgs args, int64_t units) {
+    max_pool_output_per_warp(int64_t units, MaxPoolForwardArgs args, PoolTaps taps) {
   using A = Accumulate<T>;
   const int64_t unit = unit_of_thread(kWarp);
   if (unit >= units) return;  // the whole warp
   const PoolAxis &h = args.shape.h, &w = args.shape.w;
   const PoolPlace place = place_of(unit, h.output, w.output, 1);
   const PoolWindow rows = window_at(h, place.row), cols = window_at(w, place.col);
-  const int row_taps = static_cast<int>(longest_window(w));
-  const int width = static_cast<int>(cols.end - cols.first);
-  const int count = width * static_cast<int>(rows.end - rows.first);
+  const int row_taps = taps.in_row;
+  const int width = cols.end - cols.first;
+  const int count = width * rows.end - rows.first;
   const T* const x = static_cast<const T*>(args.input) + place.outer * h.input * w.input;
-  Best<A> best{-static_cast<A>(INFINITY),
-               static_cast<int>(rows.first) * row_taps + static_cast<int>(cols.first)};
+  Best<A> best{-static_cast<A>(INFINITY), rows.first * row_taps + cols.first};
 #pragma unroll 4
   for (int tap = threadIdx.x % kWarp; tap < count; tap += kWarp) {
-    const int64_t i = rows.first + tap / width, j = cols.first + tap % width;
+    const int i = rows.first + tap / width, j = cols.first + tap % width;
     const int64_t row = rows.start + i * h.dilation, col = cols.start + j * w.dilation;
-    best.take(widen(x[row * w.input + col]), static_cast<int>(i * row_taps + j));
+    best.take(widen(x[row * w.input + col]), i * row_taps + j);
   }
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
     const A value = __shfl_xor_sync(kAllLanes, best.value, lanes);
@@ -123,14 +132,14 @@ __global__ void __launch_bounds__(kPoolThreads)
   if (threadIdx.x % kWarp != 0) return;
   static_cast<T*>(args.output)[unit] = narrow<T>(best.value);
   if (args.offsets != nullptr) {
-    write_offset(args.offsets, unit, best.offset, has_byte_offsets(args.shape));
+    write_offset(args.offsets, unit, best.offset, taps.byte_offsets);
   }
 }
 
 // Units: [outer, h.input, ceil(w.input / W)] of NCHW
 template <class T, int W>
 __global__ void __launch_bounds__(kPoolThreads)
-    max_pool_backward_columns_per_thread(MaxPoolBackwardArgs args, int64_t units) {
+    max_pool_backward_columns_per_thread(int64_t units, MaxPoolBackwardArgs args, PoolTaps taps) {
   using A = Accumulate<T>;
   const int64_t unit = unit_of_thread();
   if (unit >= units) return;
@@ -138,8 +147,8 @@ __global__ void __launch_bounds__(kPoolThreads)
   const PoolPlace place = place_of(unit, h.input, (w.input + W - 1) / W, 1);
   const int64_t begin = place.col * W, end = min(w.input, begin + W);
   const PoolCover rows = cover_of(h, place.row, place.row + 1), cols = cover_of(w, begin, end);
-  const int row_taps = static_cast<int>(longest_window(w));
-  const bool bytes = has_byte_offsets(args.shape);
+  const int row_taps = taps.in_row;
+  const bool bytes = taps.byte_offsets;
   A sums[W] = {};
   for (int64_t i = rows.first; i <= rows.last; ++i) {
     const int64_t down = place.row - window_at(h, i).start;
@@ -171,7 +180,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 // Units: [outer, h.input, w.input, inner / W]
 template <class T, int W>
 __global__ void __launch_bounds__(kPoolThreads)
-    max_pool_backward_channels_per_thread(MaxPoolBackwardArgs args, int64_t units) {
+    max_pool_backward_channels_per_thread(int64_t units, MaxPoolBackwardArgs args, PoolTaps taps) {
   using A = Accumulate<T>;
   const int64_t unit = unit_of_thread();
   if (unit >= units) return;
@@ -180,8 +189,8 @@ __global__ void __launch_bounds__(kPoolThreads)
   const PoolPlace place = place_of(unit, h.input, w.input, inner / W);
   const PoolCover rows = cover_of(h, place.row, place.row + 1);
   const PoolCover cols = cover_of(w, place.col, place.col + 1);
-  const int row_taps = static_cast<int>(longest_window(w));
-  const bool bytes = has_byte_offsets(args.shape);
+  const int row_taps = taps.in_row;
+  const bool bytes = taps.byte_offsets;
   A sums[W] = {};
   for (int64_t i = rows.first; i <= rows.last; ++i) {
     const int64_t down = place.row - window_at(h, i).start;
@@ -212,13 +221,13 @@ __global__ void __launch_bounds__(kPoolThreads)
 
 // Units: [outer, h.output, w.output, inner]
 __global__ void __launch_bounds__(kPoolThreads)
-    max_pool_index_per_thread(MaxPoolIndicesArgs args, int64_t units) {
+    max_pool_index_per_thread(int64_t units, MaxPoolIndicesArgs args, PoolTaps taps) {
   const int64_t unit = unit_of_thread();
   if (unit >= units) return;
   const PoolAxis &h = args.shape.h, &w = args.shape.w;
   const PoolPlace place = place_of(unit, h.output, w.output, args.shape.inner);
-  const int row_taps = static_cast<int>(longest_window(w));
-  const int offset = read_offset(args.offsets, unit, has_byte_offsets(args.shape));
+  const int row_taps = taps.in_row;
+  const int offset = read_offset(args.offsets, unit, taps.byte_offsets);
   const int64_t row = window_at(h, place.row).start + offset / row_taps * h.dilation;
   const int64_t col = window_at(w, place.col).start + offset % row_taps * w.dilation;
   args.indices[unit] = row * w.input + col;
@@ -236,11 +245,14 @@ Status max_pool_forward_cuda(const MaxPoolForwardArgs& args, const CudaTarget& t
     constexpr int W = kVectorWidth<T>;
     const int64_t outputs = outputs_of(args.shape);
     if (is_wide(args.shape)) {
-      status = launch_units(max_pool_output_per_warp<T>, outputs, kWarp, args, target);
+      status = launch_units(max_pool_output_per_warp<T>, outputs, kWarp, target, args,
+                            PoolTaps(args.shape));
     } else if (channels_fit<W>(args.shape, args.input, args.output)) {
-      status = launch_units(max_pool_output_per_thread<T, W>, outputs / W, 1, args, target);
+      status = launch_units(max_pool_output_per_thread<T, W>, outputs / W, 1, target, args,
+                            PoolTaps(args.shape));
     } else {
-      status = launch_units(max_pool_output_per_thread<T, 1>, outputs, 1, args, target);
+      status = launch_units(max_pool_output_per_thread<T, 1>, outputs, 1, target, args,
+                            PoolTaps(args.shape));
     }
   });
   return status;
@@ -254,19 +266,22 @@ Status max_pool_backward_cuda(const MaxPoolBackwardArgs& args, const CudaTarget&
     const int64_t inputs = shape.outer * shape.h.input * shape.w.input * shape.inner;
     if (shape.inner == 1) {
       const int64_t units = shape.outer * shape.h.input * ceil_divide(shape.w.input, int64_t{W});
-      status = launch_units(max_pool_backward_columns_per_thread<T, W>, units, 1, args, target);
+      status = launch_units(max_pool_backward_columns_per_thread<T, W>, units, 1, target, args,
+                            PoolTaps(args.shape));
     } else if (channels_fit<W>(shape, args.grad_output, args.grad_input)) {
-      status =
-          launch_units(max_pool_backward_channels_per_thread<T, W>, inputs / W, 1, args, target);
+      status = launch_units(max_pool_backward_channels_per_thread<T, W>, inputs / W, 1, target,
+                            args, PoolTaps(args.shape));
     } else {
-      status = launch_units(max_pool_backward_channels_per_thread<T, 1>, inputs, 1, args, target);
+      status = launch_units(max_pool_backward_channels_per_thread<T, 1>, inputs, 1, target, args,
+                            PoolTaps(args.shape));
     }
   });
   return status;
 }
 
 Status max_pool_indices_cuda(const MaxPoolIndicesArgs& args, const CudaTarget& target) {
-  return launch_units(max_pool_index_per_thread, outputs_of(args.shape), 1, args, target);
+  return launch_units(max_pool_index_per_thread, outputs_of(args.shape), 1, target, args,
+                      PoolTaps(args.shape));
 }
 
 }  // namespace fastdl

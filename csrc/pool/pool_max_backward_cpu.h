@@ -1,27 +1,28 @@
 // Gradient of max pooling: every output's gradient goes to the element that was its maximum, which
 // the saved offset names; and the indices of the maxima, from the same offsets.
-// NCHW: the outputs of a plane in order add to a band of input rows in the first cache; rows that
-// no further window reaches are written, once. A task writes the rows of the planes it owns and
-// passes over all outputs that reach them, so the sums have one order for any number of threads.
-// channels_last with few windows an element: vectors over channels; each input element adds the
-// gradients of the windows it lies in whose offset names it. With many windows: bands as above, of
-// a block of channels. Memory: reads gradients and offsets and writes the input's gradient once.
-// Floor: their bytes / copy bandwidth. 32x64x112x112 3x3 s2 p1 float32: 135 MB, 4 ms at 34 GB/s.
+// NCHW with few windows an element: vectors over columns, for every tap those whose offset names
+// it. Other windows: the outputs of a plane in order add to a band of input rows in the first
+// cache; rows that no further window reaches are written, once. A task writes the rows of the
+// planes it owns and passes over all outputs that reach them, so the sums have one order for any
+// number of threads. channels_last with few windows an element: vectors over channels; each input
+// element adds the gradients of the windows it lies in whose offset names it. With many windows:
+// bands as above, of a block of channels. Memory: reads gradients and offsets and writes the
+// input's gradient once. Floor: their bytes / copy bandwidth. 32x64x112x112 3x3 s2 p1 float32: 135
+// MB, 4 ms at 34 GB/s.
+#pragma once
+
 #include <numeric>
 
-#include "pool/pool_cpu.h"
+#include "pool/pool_max_gather_cpu.h"
 
 namespace fastdl {
 inline namespace CPU_CAPABILITY {
-namespace {
-
-using namespace pool_detail;
+namespace pool_detail {
 
 constexpr int64_t kBandBytes = 16384;
-constexpr int64_t kFewWindows = 16;
 
 // Input elements from the first of a window, in a band whose rows have `pitch` elements, by offset.
-void fill_steps(const PoolShape& shape, int64_t pitch, int64_t inner, int32_t* steps) {
+inline void fill_steps(const PoolShape& shape, int64_t pitch, int64_t inner, int32_t* steps) {
   const int64_t rows = longest_window(shape.h), cols = longest_window(shape.w);
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; ++j) {
@@ -146,19 +147,6 @@ class Scatter {
   int32_t* steps_ = nullptr;
 };
 
-// Offsets as numbers to compare with: kWidth<T> of them.
-template <class T, class Offset, class Count>
-inline Vec<T> load_offsets(const Offset* offsets, Count count) {
-  using A = Accumulate<T>;
-  alignas(64) A numbers[kWidth<T>] = {};
-  if constexpr (std::is_same_v<Count, Whole>) {
-    for (int64_t i = 0; i < kWidth<T>; ++i) numbers[i] = static_cast<A>(offsets[i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) numbers[i] = static_cast<A>(offsets[i]);
-  }
-  return Vec<T>::loadu(numbers);
-}
-
 // The gradients of the pixels [begin, end) of channels_last.
 template <class T, class Offset>
 void gather_pixels(const MaxPoolBackwardArgs& args, int64_t begin, int64_t end, bool streaming) {
@@ -190,20 +178,27 @@ void gather_pixels(const MaxPoolBackwardArgs& args, int64_t begin, int64_t end, 
                             static_cast<A>(down / h.dilation * row_taps + right / w.dilation)};
       }
     }
-    for_single_vectors<T>(inner, [&](int64_t c, auto rest) {
-      V sum(A(0));
+    for_channels<T>(inner, [&](int64_t c, auto vectors, auto rest) {
+      V sums[vectors()];
+      for (V& sum : sums) sum = V(A(0));
       for (int64_t k = 0; k < count; ++k) {
-        const V grad = load_vector(dy + sources[k].at + c, rest, A(0));
-        const V mask = load_offsets<T>(offsets + sources[k].at + c, rest) == V(sources[k].offset);
-        sum = sum + (grad & mask);
+        const int64_t at = sources[k].at + c;
+        const V number(sources[k].offset);
+        for (int v = 0; v < vectors(); ++v) {
+          const V grad = load_vector(dy + at + v * kWidth<T>, rest, A(0));
+          const V mask = load_offsets<T>(offsets + at + v * kWidth<T>, rest) == number;
+          sums[v] = sums[v] + (grad & mask);
+        }
       }
-      write_vector(dx + pixel * inner + c, sum, rest, streaming);
+      for (int v = 0; v < vectors(); ++v) {
+        write_vector(dx + pixel * inner + c + v * kWidth<T>, sums[v], rest, streaming);
+      }
     });
   }
 }
 
 // Windows that an element lies in, at most, along an axis.
-int64_t windows_of_element(const PoolAxis& axis) {
+inline int64_t windows_of_element(const PoolAxis& axis) {
   if (axis.kernel > 0) {
     const int64_t step = axis.stride / std::gcd(axis.stride, axis.dilation);
     return std::min(axis.output, ceil_divide(axis.kernel, step));
@@ -212,7 +207,7 @@ int64_t windows_of_element(const PoolAxis& axis) {
 }
 
 template <class T, class Offset>
-void backward(const MaxPoolBackwardArgs& args) {
+void max_backward(const MaxPoolBackwardArgs& args) {
   const PoolShape& shape = args.shape;
   const PoolAxis &h = shape.h, &w = shape.w;
   const int64_t inputs = shape.outer * h.input * w.input * shape.inner;
@@ -227,6 +222,20 @@ void backward(const MaxPoolBackwardArgs& args) {
     const int64_t grain = std::max<int64_t>(1, kGrain / (windows * shape.inner));
     parallel_for(0, shape.outer * h.input * w.input, grain, [&](int64_t begin, int64_t end) {
       gather_pixels<T, Offset>(args, begin, end, streaming);
+      finish_writes();
+    });
+    return;
+  }
+  if (shape.inner == 1 && Gather<T, Offset>::fits(shape)) {
+    const bool streaming = past_cache && aligned_rows<T>(args.grad_input, w.input);
+    const int64_t grain = std::max<int64_t>(1, kGrain / w.input);
+    parallel_for(0, shape.outer * h.input, grain, [&](int64_t begin, int64_t end) {
+      Gather<T, Offset> gather(args, streaming);
+      while (begin < end) {
+        const int64_t row = begin % h.input, count = std::min(h.input - row, end - begin);
+        gather.rows(begin / h.input, row, row + count);
+        begin += count;
+      }
       finish_writes();
     });
     return;
@@ -251,7 +260,7 @@ void backward(const MaxPoolBackwardArgs& args) {
 }
 
 template <class Offset>
-void indices_of(const MaxPoolIndicesArgs& args) {
+void max_indices(const MaxPoolIndicesArgs& args) {
   const PoolAxis &h = args.shape.h, &w = args.shape.w;
   const int64_t inner = args.shape.inner, row_taps = longest_window(w);
   const int64_t pixels = args.shape.outer * h.output * w.output;
@@ -268,19 +277,6 @@ void indices_of(const MaxPoolIndicesArgs& args) {
   });
 }
 
-}  // namespace
+}  // namespace pool_detail
 }  // namespace CPU_CAPABILITY
-
-template <>
-void max_pool_backward<kBuildIsa>(const MaxPoolBackwardArgs& args) {
-  dispatch_dtype<CpuTypes>(args.dtype, [&]<class T> {
-    has_byte_offsets(args.shape) ? backward<T, uint8_t>(args) : backward<T, int32_t>(args);
-  });
-}
-
-template <>
-void max_pool_indices<kBuildIsa>(const MaxPoolIndicesArgs& args) {
-  has_byte_offsets(args.shape) ? indices_of<uint8_t>(args) : indices_of<int32_t>(args);
-}
-
 }  // namespace fastdl

@@ -9,13 +9,13 @@
 // over channels, all taps of a window for four of them at a time. Memory: reads the input once,
 // writes values (and an offset of 1 byte). Floor: their bytes / copy bandwidth. 32x64x112x112 3x3
 // s2 p1 float32: 128 MB, 4 ms at 34 GB/s.
+#pragma once
+
 #include "pool/pool_cpu.h"
 
 namespace fastdl {
 inline namespace CPU_CAPABILITY {
-namespace {
-
-using namespace pool_detail;
+namespace pool_detail {
 
 template <class V>
 inline V replaces(V value, V best) {  // as a mask
@@ -72,7 +72,7 @@ void pool_wide_window(const T* x, int64_t count, int64_t step, Accumulate<T>& va
 }
 
 // The rows of NCHW that a task has.
-template <class T, bool kOffsets>
+template <class T>
 class PlanePool {
   using A = Accumulate<T>;
   using V = Vec<T>;
@@ -107,7 +107,9 @@ class PlanePool {
         }
       }
       const int64_t at = (plane * h.output + row) * w.output + columns.begin;
-      combine_rows(columns, window, window.start + window.first * h.dilation - band, at);
+      const int64_t band_row = window.start + window.first * h.dilation - band;
+      args_.offsets == nullptr ? combine_rows<false>(columns, window, band_row, at)
+                               : combine_rows<true>(columns, window, band_row, at);
     }
   }
 
@@ -142,7 +144,7 @@ class PlanePool {
   void keep_rows(int64_t pitch, int64_t from, int64_t count) {
     if (count == 0 || from == 0) return;
     std::copy(values_ + from * pitch, values_ + (from + count) * pitch, values_);
-    if (kOffsets) std::copy(offsets_ + from * pitch, offsets_ + (from + count) * pitch, offsets_);
+    std::copy(offsets_ + from * pitch, offsets_ + (from + count) * pitch, offsets_);
   }
 
   // Pools `count` rows along the width, into rows of the band from `band_row` on.
@@ -160,7 +162,15 @@ class PlanePool {
                            [&](int64_t i, auto rest) { return load_vector(x + i, rest, A(0)); });
       }
     }
-    const int64_t taps = longest_window(w), end = count * pitch;
+    const int64_t end = count * pitch;
+    args_.offsets == nullptr ? pool_taps<false>(columns, end, values, offsets)
+                             : pool_taps<true>(columns, end, values, offsets);
+  }
+
+  // The maxima of elements [0, end) of the phases over the taps along the width
+  template <bool kOffsets>
+  void pool_taps(const Columns& columns, int64_t end, A* values, A* offsets) const {
+    const int64_t taps = longest_window(shape_.w);
     for (int64_t i = 0; i < end; i += kWidth<T>) {
       V best = load_vector(phase_ + i), offset = kOffsets ? load_vector(first_tap_ + i) : V(0);
       for (int64_t t = 1; t < taps; ++t) {
@@ -202,6 +212,7 @@ class PlanePool {
   }
 
   // The maxima over the rows of a window that lie in the band from `band_row` on.
+  template <bool kOffsets>
   void combine_rows(const Columns& columns, const Window& window, int64_t band_row, int64_t at) {
     const int64_t step = shape_.h.dilation * columns.pitch;
     const A row_taps = static_cast<A>(longest_window(shape_.w));
@@ -286,7 +297,7 @@ void pool_channels(const T* x, T* y, void* offsets, int64_t at, const PoolShape&
   }
 }
 
-template <class T, bool kOffsets>
+template <class T>
 void pool_pixels(const MaxPoolForwardArgs& args, int64_t begin, int64_t end, bool streaming) {
   const PoolShape& shape = args.shape;
   const PoolAxis &h = shape.h, &w = shape.w;
@@ -297,9 +308,11 @@ void pool_pixels(const MaxPoolForwardArgs& args, int64_t begin, int64_t end, boo
     const Window rows = window_at(h, row), cols = window_at(w, col);
     const T* const x = static_cast<const T*>(args.input) + image * h.input * w.input * shape.inner;
     const auto pool = [&]<int vectors>(int64_t c, auto count) {
-      pool_channels<T, kOffsets, vectors>(x + c, static_cast<T*>(args.output), args.offsets,
-                                          pixel * shape.inner + c, shape, rows, cols, count,
-                                          streaming);
+      constexpr auto with = pool_channels<T, true, vectors, decltype(count)>;
+      constexpr auto without = pool_channels<T, false, vectors, decltype(count)>;
+      (args.offsets != nullptr ? with : without)(x + c, static_cast<T*>(args.output), args.offsets,
+                                                 pixel * shape.inner + c, shape, rows, cols, count,
+                                                 streaming);
     };
     int64_t c = 0;
     for (; c + 4 * width <= shape.inner; c += 4 * width) pool.template operator()<4>(c, kWhole);
@@ -308,8 +321,8 @@ void pool_pixels(const MaxPoolForwardArgs& args, int64_t begin, int64_t end, boo
   }
 }
 
-template <class T, bool kOffsets>
-void forward(const MaxPoolForwardArgs& args) {
+template <class T>
+void max_forward(const MaxPoolForwardArgs& args) {
   const PoolShape shape = simplified(args.shape);
   const int64_t inputs = shape.outer * shape.h.input * shape.w.input * shape.inner;
   const int64_t outputs = shape.outer * shape.h.output * shape.w.output * shape.inner;
@@ -319,7 +332,7 @@ void forward(const MaxPoolForwardArgs& args) {
     const bool streaming = past_cache && aligned_rows<T>(args.output, shape.inner);
     const int64_t pixels = shape.outer * shape.h.output * shape.w.output;
     parallel_for(0, pixels, std::max<int64_t>(1, kGrain / cost), [&](int64_t begin, int64_t end) {
-      pool_pixels<T, kOffsets>(args, begin, end, streaming);
+      pool_pixels<T>(args, begin, end, streaming);
       finish_writes();
     });
     return;
@@ -328,7 +341,7 @@ void forward(const MaxPoolForwardArgs& args) {
   const int64_t row_cost = cost * std::min(shape.w.output, Columns::kMost);
   parallel_for(0, shape.outer * Columns::blocks(shape.w) * shape.h.output,
                std::max<int64_t>(1, kGrain / row_cost), [&](int64_t begin, int64_t end) {
-                 PlanePool<T, kOffsets> pool(args, shape, streaming);
+                 PlanePool<T> pool(args, shape, streaming);
                  for_rows(shape, begin, end,
                           [&](int64_t plane, int64_t block, int64_t first, int64_t last) {
                             pool.rows(plane, block, first, last);
@@ -337,14 +350,6 @@ void forward(const MaxPoolForwardArgs& args) {
                });
 }
 
-}  // namespace
+}  // namespace pool_detail
 }  // namespace CPU_CAPABILITY
-
-template <>
-void max_pool_forward<kBuildIsa>(const MaxPoolForwardArgs& args) {
-  dispatch_dtype<CpuTypes>(args.dtype, [&]<class T> {
-    args.offsets == nullptr ? forward<T, false>(args) : forward<T, true>(args);
-  });
-}
-
 }  // namespace fastdl
