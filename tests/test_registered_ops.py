@@ -150,7 +150,7 @@ def cross_entropy_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple
     indices, soft = loss_targets(dtype)
     samples: list[tuple[Any, ...]] = [
         (x, indices, None, 1, -100, 0.0, torch.float32),
-        (x, indices, weight, 2, 4, 0.2, dtype),
+        (x, indices, weight, 2, -100, 0.2, dtype),
         (x, soft, weight, 1, -100, 0.0, dtype),
         (x, indices, None, 0, -100, 0.0, dtype),
         (columns, indices.reshape(2, 3), None, 0, -100, 0.1, dtype),
