@@ -28,7 +28,7 @@ std::optional<at::Tensor> linear_cross_entropy(
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-enum LossReduction : int64_t { kNoReduction, kMean, kTotal };  // as at::Reduction has them
+enum ReductionNumber : int64_t { kNoReduction, kMean, kTotal };  // as at::Reduction has them
 
 // Class indices are integral, probabilities floating.
 inline bool has_probabilities(const at::Tensor& target) { return target.is_floating_point(); }
