@@ -22,7 +22,7 @@ from tests.optimizers import assert_same_training, both, optimizers, parameters_
             {"step", "square_avg", "grad_avg", "momentum_buffer"},
         ),
     ],
-    ids=str,
+    ids=["plain", "momentum", "centered", "both"],
 )
 def test_states_are_those_of_the_options(options: dict[str, Any], states: set[str]) -> None:
     fast, native = optimizers("RMSprop", [torch.randn(33)], **options)

@@ -33,6 +33,11 @@ def loss(name: str, **options: str) -> nn.Module:
     return Adapted(inner, lambda module, x: x * module(x, 1.5 * x))
 
 
+def class_loss(inner: nn.Module) -> nn.Module:
+    """A loss of class indices, of rows of x, and which has x's shape."""
+    return Adapted(inner, lambda m, x: x * m(x.flatten(0, 2), x.flatten(0, 2).argmax(1) // 3))
+
+
 def embedding() -> nn.Module:
     """The rows of a table, one for each entry of the third dimension of x."""
     inner = fastdl.nn.Embedding(5, 8)
@@ -56,6 +61,8 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "SmoothL1Loss": lambda: loss("SmoothL1Loss"),
     "HuberLoss": lambda: loss("HuberLoss"),
     "BCEWithLogitsLoss": lambda: loss("BCEWithLogitsLoss"),
+    "CrossEntropyLoss": lambda: class_loss(fastdl.nn.CrossEntropyLoss()),
+    "NLLLoss": lambda: class_loss(fastdl.nn.NLLLoss()),
     "Embedding": embedding,
     "ReLU": lambda: fastdl.nn.ReLU(),
     "Sigmoid": lambda: fastdl.nn.Sigmoid(),
@@ -73,6 +80,9 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "AdaptiveAvgPool1d": lambda: fastdl.nn.AdaptiveAvgPool1d(2),
     "AdaptiveAvgPool2d": lambda: fastdl.nn.AdaptiveAvgPool2d(2),
 }
+
+if hasattr(fastdl.nn, "LinearCrossEntropyLoss"):
+    MODULES["LinearCrossEntropyLoss"] = lambda: class_loss(fastdl.nn.LinearCrossEntropyLoss(8, 3))
 
 ELSEWHERE = {"Dropout"}  # random: traced in test_dropout.py
 

@@ -45,143 +45,7 @@ template <int capability>
 Backend emulated(int multiprocessors) {
   static const int processors = multiprocessors;
   return {
-    "emulated capability " + std::to_string(capability),
-        [](SoftmaxForwardArgs args) {
-          const Scratch scratch(softmax_forward_scratch_cuda(args, target()));
-          args.scratch = scratch.get();
-          expect(softmax_forward_cuda(args, target()));
-        },
-        [](SoftmaxBackwardArgs args) {
-          const Scratch scratch(softmax_backward_scratch_cuda(args, target()));
-          args.scratch = scratch.get();
-          expect(softmax_backward_cuda(args, target()));
-        },
-        [](NormForwardArgs args) {
-          const Scratch scratch(norm_forward_scratch_cuda(args, target()));
-          args.scratch = scratch.get();
-          expect(norm_forward_cuda(args, target()));
-        },
-        [](NormBackwardArgs args) {
-          args.tasks = norm_backward_tasks_cuda(args, target());
-          const size_t sum_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
-          const Scratch scratch(norm_backward_scratch_cuda(args, target()));
-          const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
-          args.scratch = scratch.get();
-          args.partial_sums = sums.get();
-          expect(norm_backward_cuda(args, target()));
-        },
-        [](AdamStepArgs args) {
-          const Scratch table(adam_scratch_cuda(args.count));
-          expect(adam_step_cuda(args, {}, table.get(), target()));
-        },
-        [](ElementwiseLossForwardArgs args) {
-          const Scratch scratch(elementwise_loss_scratch_cuda(args, target()));
-          args.scratch = scratch.get();
-          expect(elementwise_loss_forward_cuda(args, target()));
-        },
-        [](ElementwiseLossBackwardArgs args) {
-          expect(elementwise_loss_backward_cuda(args, target()));
-        },
-        [](EmbeddingForwardArgs args) { expect(embedding_forward_cuda(args, target())); },
-        [](EmbeddingBackwardArgs args) {
-          const Scratch scratch(embedding_backward_scratch_cuda(args, target()));
-          args.scratch = scratch.get();
-          expect(embedding_backward_cuda(args, target()));
-        },
-        emulated_step<Adam>, emulated_step<Sgd>, emulated_step<Adagrad>, emulated_step<RmsProp>,
-        [](ActivationForwardArgs args) { expect(activation_forward_cuda(args, target())); },
-        [](ActivationBackwardArgs args) { expect(activation_backward_cuda(args, target())); },
-        [](DropoutArgs args) { expect(dropout_cuda(args, target())); },
-        [](DropoutAddNormForwardArgs args) {
-          expect(dropout_add_norm_forward_cuda(args, target()));
-        },
-        [](DropoutAddNormBackwardArgs args) {
-          args.tasks = dropout_add_norm_tasks_cuda(args, target());
-          const size_t sum_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
-          const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
-          args.partial_sums = sums.get();
-          expect(dropout_add_norm_backward_cuda(args, target()));
-          [](GradNormArgs args) {
-            const Scratch sums(grad_norm_scratch_cuda(args));
-            expect(grad_norm_cuda(args, nullptr, sums.get(), target()));
-          },
-              [](const GradTensor* tensors, int64_t count, const double* coefficient) {
-                expect(scale_grads_cuda(tensors, count, coefficient, target()));
-              },
-              [] { emulator::set_device({processors, capability}); }
-        };
-  }
-  [](SoftmaxBackwardArgs args) {
-    const Scratch scratch(softmax_backward_scratch_cuda(args, target()));
-    args.scratch = scratch.get();
-    expect(softmax_backward_cuda(args, target()));
-  },
-      [](NormForwardArgs args) {
-        const Scratch scratch(norm_forward_scratch_cuda(args, target()));
-        args.scratch = scratch.get();
-        expect(norm_forward_cuda(args, target()));
-      },
-      [](NormBackwardArgs args) {
-        args.tasks = norm_backward_tasks_cuda(args, target());
-        const size_t sum_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
-        const Scratch scratch(norm_backward_scratch_cuda(args, target()));
-        const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
-        args.scratch = scratch.get();
-        args.partial_sums = sums.get();
-        expect(norm_backward_cuda(args, target()));
-      },
-      [](AdamStepArgs args) {
-        const Scratch table(adam_scratch_cuda(args.count));
-        expect(adam_step_cuda(args, {}, table.get(), target()));
-        emulated_step<Adam>, emulated_step<Sgd>, emulated_step<Adagrad>, emulated_step<RmsProp>,
-            [](GradNormArgs args) {
-              const Scratch sums(table_blocks(args.tensors, args.count) * sizeof(double));
-              args.block_sums = static_cast<double*>(sums.get());
-              expect(grad_norm_cuda(args, nullptr, target()));
-            },
-            [](BatchNormForwardArgs args) {
-              const Scratch scratch(batch_norm_forward_scratch_cuda(args, target()));
-              args.scratch = scratch.get();
-              expect(batch_norm_forward_cuda(args, target()));
-            },
-            [](BatchNormBackwardArgs args) {
-              const Scratch scratch(batch_norm_backward_scratch_cuda(args, target()));
-              args.scratch = scratch.get();
-              expect(batch_norm_backward_cuda(args, target()));
-            },
-            [](GroupNormForwardArgs args) {
-              const Scratch scratch(group_norm_forward_scratch_cuda(args, target()));
-              args.scratch = scratch.get();
-              expect(group_norm_forward_cuda(args, target()));
-            },
-            [](GroupNormBackwardArgs args) {
-              const Scratch scratch(group_norm_backward_scratch_cuda(args, target()));
-              args.scratch = scratch.get();
-              expect(group_norm_backward_cuda(args, target()));
-            },
-            [](BatchNormForwardArgs args) {
-              const Scratch scratch(batch_norm_forward_scratch_cuda(args, target()));
-              args.scratch = scratch.get();
-              expect(batch_norm_forward_cuda(args, target()));
-            },
-            [](BatchNormBackwardArgs args) {
-              const Scratch scratch(batch_norm_backward_scratch_cuda(args, target()));
-              args.scratch = scratch.get();
-              expect(batch_norm_backward_cuda(args, target()));
-            },
-            [](GroupNormForwardArgs args) {
-              const Scratch scratch(group_norm_forward_scratch_cuda(args, target()));
-              args.scratch = scratch.get();
-              expect(group_norm_forward_cuda(args, target()));
-            },
-            [](GroupNormBackwardArgs args) {
-              const Scratch scratch(group_norm_backward_scratch_cuda(args, target()));
-              args.scratch = scratch.get();
-              expect(group_norm_backward_cuda(args, target()));
-            },
-            [] { emulator::set_device({processors, capability}); }
-      };
-  "emulated capability " + std::to_string(capability),
+      "emulated capability " + std::to_string(capability),
       [](SoftmaxForwardArgs args) {
         const Scratch scratch(softmax_forward_scratch_cuda(args, target()));
         args.scratch = scratch.get();
@@ -206,10 +70,24 @@ Backend emulated(int multiprocessors) {
         args.partial_sums = sums.get();
         expect(norm_backward_cuda(args, target()));
       },
-      [](AdamStepArgs args) {
-        const Scratch table(adam_scratch_cuda(args.count));
-        expect(adam_step_cuda(args, {}, table.get(), target()));
+      [](ElementwiseLossForwardArgs args) {
+        const Scratch scratch(elementwise_loss_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(elementwise_loss_forward_cuda(args, target()));
       },
+      [](ElementwiseLossBackwardArgs args) {
+        expect(elementwise_loss_backward_cuda(args, target()));
+      },
+      [](EmbeddingForwardArgs args) { expect(embedding_forward_cuda(args, target())); },
+      [](EmbeddingBackwardArgs args) {
+        const Scratch scratch(embedding_backward_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(embedding_backward_cuda(args, target()));
+      },
+      emulated_step<Adam>,
+      emulated_step<Sgd>,
+      emulated_step<Adagrad>,
+      emulated_step<RmsProp>,
       [](ActivationForwardArgs args) { expect(activation_forward_cuda(args, target())); },
       [](ActivationBackwardArgs args) { expect(activation_backward_cuda(args, target())); },
       [](DropoutArgs args) { expect(dropout_cuda(args, target())); },
@@ -221,38 +99,58 @@ Backend emulated(int multiprocessors) {
         args.partial_sums = sums.get();
         expect(dropout_add_norm_backward_cuda(args, target()));
       },
-      [] { emulator::set_device({processors, capability}); }
-};
-[](SoftmaxBackwardArgs args) {
-  const Scratch scratch(softmax_backward_scratch_cuda(args, target()));
-  args.scratch = scratch.get();
-  expect(softmax_backward_cuda(args, target()));
-},
-    [](NormForwardArgs args) {
-      const Scratch scratch(norm_forward_scratch_cuda(args, target()));
-      args.scratch = scratch.get();
-      expect(norm_forward_cuda(args, target()));
-    },
-    [](NormBackwardArgs args) {
-      args.tasks = norm_backward_tasks_cuda(args, target());
-      const size_t sum_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
-      const Scratch scratch(norm_backward_scratch_cuda(args, target()));
-      const Scratch sums(args.tasks * 2 * args.cols * sum_bytes);
-      args.scratch = scratch.get();
-      args.partial_sums = sums.get();
-      expect(norm_backward_cuda(args, target()));
-    },
-    [](AdamStepArgs args) {
-      const Scratch table(adam_scratch_cuda(args.count));
-      expect(adam_step_cuda(args, {}, table.get(), target()));
-    },
-    [](MaxPoolForwardArgs args) { expect(max_pool_forward_cuda(args, target())); },
-    [](MaxPoolBackwardArgs args) { expect(max_pool_backward_cuda(args, target())); },
-    [](MaxPoolIndicesArgs args) { expect(max_pool_indices_cuda(args, target())); },
-    [](AveragePoolArgs args) { expect(average_pool_forward_cuda(args, target())); },
-    [](AveragePoolArgs args) { expect(average_pool_backward_cuda(args, target())); },
-    [] { emulator::set_device({processors, capability}); }
-};
+      [](GradNormArgs args) {
+        const Scratch sums(table_blocks(args.tensors, args.count) * sizeof(double));
+        args.block_sums = static_cast<double*>(sums.get());
+        expect(grad_norm_cuda(args, nullptr, target()));
+      },
+      [](const GradTensor* tensors, int64_t count, const double* coefficient) {
+        expect(scale_grads_cuda(tensors, count, coefficient, target()));
+      },
+      [](BatchNormForwardArgs args) {
+        const Scratch scratch(batch_norm_forward_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(batch_norm_forward_cuda(args, target()));
+      },
+      [](BatchNormBackwardArgs args) {
+        const Scratch scratch(batch_norm_backward_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(batch_norm_backward_cuda(args, target()));
+      },
+      [](GroupNormForwardArgs args) {
+        const Scratch scratch(group_norm_forward_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(group_norm_forward_cuda(args, target()));
+      },
+      [](GroupNormBackwardArgs args) {
+        const Scratch scratch(group_norm_backward_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(group_norm_backward_cuda(args, target()));
+      },
+      [](CrossEntropyArgs args) {
+        const Scratch scratch(cross_entropy_forward_scratch_cuda(args, target()));
+        args.scratch = scratch.get();
+        expect(cross_entropy_forward_cuda(args, target()));
+      },
+      [](CrossEntropyArgs args) { expect(cross_entropy_backward_cuda(args, target())); },
+      [](TargetWeightArgs args) {
+        const Scratch scratch(loss_scratch_cuda(args.rows));
+        args.scratch = scratch.get();
+        expect(target_weight_cuda(args, target()));
+      },
+      [](LossSumArgs args) {
+        const Scratch scratch(loss_scratch_cuda(args.rows));
+        args.scratch = scratch.get();
+        expect(loss_sum_cuda(args, target()));
+      },
+      [](NllLossArgs args) { expect(nll_loss_forward_cuda(args, target())); },
+      [](NllLossArgs args) { expect(nll_loss_backward_cuda(args, target())); },
+      [](MaxPoolForwardArgs args) { expect(max_pool_forward_cuda(args, target())); },
+      [](MaxPoolBackwardArgs args) { expect(max_pool_backward_cuda(args, target())); },
+      [](MaxPoolIndicesArgs args) { expect(max_pool_indices_cuda(args, target())); },
+      [](AveragePoolArgs args) { expect(average_pool_forward_cuda(args, target())); },
+      [](AveragePoolArgs args) { expect(average_pool_backward_cuda(args, target())); },
+      [] { emulator::set_device({processors, capability}); }};
 }
 
 }  // namespace
@@ -273,7 +171,6 @@ int main() {
   using namespace fastdl::testing;
   test_softmax();
   test_layer_norm();
-  test_adam();
   test_elementwise_loss();
   test_embedding();
   test_optimizer();
@@ -283,6 +180,7 @@ int main() {
   test_grad_norm();
   test_batch_norm();
   test_group_norm();
+  test_cross_entropy();
   test_pool();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;

@@ -30,7 +30,6 @@ struct Backend {
   void (*softmax_backward)(SoftmaxBackwardArgs);
   void (*norm_forward)(NormForwardArgs);
   void (*norm_backward)(NormBackwardArgs);
-  void (*adam_step)(AdamStepArgs);
   void (*elementwise_loss_forward)(ElementwiseLossForwardArgs);
   void (*elementwise_loss_backward)(ElementwiseLossBackwardArgs);
   void (*embedding_forward)(EmbeddingForwardArgs);

@@ -7,7 +7,6 @@ namespace fastdl::testing {
 
 void test_softmax();
 void test_layer_norm();
-void test_adam();
 void test_elementwise_loss();
 void test_embedding();
 void test_optimizer();
