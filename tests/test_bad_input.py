@@ -164,7 +164,8 @@ def test_unusual_tensors(function: str, kind: str) -> None:
     if "pool" in function:
         arguments = (2,)
     outcome = assert_same_kind_of_outcome(function, x, *arguments)
-    if kind in ("negative view", "overlapping", "parameter"):
+    of_classes = function in ("nll_loss", "linear_cross_entropy")  # wrong with any such target
+    if kind in ("negative view", "overlapping", "parameter") and not of_classes:
         assert outcome.error is None
 
 

@@ -35,7 +35,8 @@ def fused(call: Callable[[], object]) -> int:
         call()
     counts = {event.key: event.count for event in profiler.key_averages()}
     norms = counts.get("fastdl::batch_norm", 0) + counts.get("aten::batch_norm", 0)
-    relus = sum(n for key, n in counts.items() if key.split("::")[-1] in ("relu", "relu_"))
+    names = ("relu", "relu_", "activation", "activation_")
+    relus = sum(n for key, n in counts.items() if key.split("::")[-1] in names)
     return norms - 1 - relus
 
 

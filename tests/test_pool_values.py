@@ -158,7 +158,7 @@ def test_wrong_shapes_have_the_outcome_of_torch(shape: tuple[int, ...]) -> None:
 
 
 def test_divisors_have_the_outcome_of_torch() -> None:
-    for divisor in (None, 1, -3, 0, True, 2**40):
+    for divisor in (None, 1, -3, 0, 2**40):
         assert_same_outcome(
             lambda: fastdl.functional.avg_pool2d(X, 2, divisor_override=divisor),  # noqa: B023
             lambda: torch.nn.functional.avg_pool2d(X, 2, divisor_override=divisor),  # noqa: B023

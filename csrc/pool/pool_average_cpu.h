@@ -164,15 +164,14 @@ class PlaneGradient {
     const int64_t windows =
         h.kernel > 0 ? ceil_divide(h.kernel, h.stride) : ceil_divide(h.output, h.input) + 1;
     slots_ = windows + ahead_;
-    const int64_t factors_size = round_up(w.output + kWidth<T>, 16);
-    const int64_t total = ahead_ * size_ + slots_ * (spread_size_ + 1) + factors_size;
+    const int64_t divisors_size = round_up(w.output + kWidth<T>, 16);
+    const int64_t total = ahead_ * size_ + slots_ * spread_size_ + divisors_size;
     lines_ = static_cast<A*>(thread_scratch(total * sizeof(A)));
-    factors_ = lines_ + ahead_ * size_;
-    spread_ = factors_ + factors_size;
-    row_factors_ = spread_ + slots_ * spread_size_;
+    divisors_ = lines_ + ahead_ * size_;
+    spread_ = divisors_ + divisors_size;
     std::fill(lines_, lines_ + total, A(0));
     for (int64_t i = 0; i < w.output; ++i) {
-      factors_[i] = A(1) / static_cast<A>(divisor_at(args, w, i));
+      divisors_[i] = static_cast<A>(divisor_at(args, w, i));
     }
   }
 
@@ -200,8 +199,7 @@ class PlaneGradient {
       for_single_vectors<T>(w.input, [&](int64_t i, auto rest) {
         V sum(A(0));
         for (int64_t output = cover.first; output <= cover.last; ++output) {
-          const int64_t slot = output % slots_;
-          sum = sum + load_vector(spread_ + slot * spread_size_ + i) * V(row_factors_[slot]);
+          sum = sum + load_vector(spread_ + output % slots_ * spread_size_ + i);
         }
         write_vector(dx + row * w.input + i, sum, rest, streaming_);
       });
@@ -211,11 +209,10 @@ class PlaneGradient {
  private:
   void load_row(const T* dy, int64_t row, A* line) {
     const PoolAxis &h = shape_.h, &w = shape_.w;
-    row_factors_[row % slots_] =
-        A(1) / static_cast<A>(divisor_at(args_, h, row) * common_divisor(args_));
+    const V of_row(static_cast<A>(divisor_at(args_, h, row) * common_divisor(args_)));
     for_single_vectors<T>(w.output, [&](int64_t i, auto rest) {
       const V grad = load_vector(dy + row * w.output + i, rest, A(0));
-      store_vector(line + i, grad * load_vector(factors_ + i), rest);
+      store_vector(line + i, grad / (load_vector(divisors_ + i) * of_row), rest);
     });
   }
 
@@ -256,7 +253,7 @@ class PlaneGradient {
   const bool streaming_;
   // zeros before a row in scratch memory; its size; that of a spread row; how many; at a time
   int64_t margin_, size_, spread_size_, slots_, ahead_;
-  A *lines_, *factors_, *spread_, *row_factors_;
+  A *lines_, *divisors_, *spread_;
 };
 
 template <class T, class F>
