@@ -86,7 +86,7 @@ Divisor::Divisor(const Tensor& logits, const Tensor& target, const Tensor& weigh
                  int64_t reduction, int64_t ignore_index)
     : divides_(reduction == kMean) {
   const bool on_gpu = is_on_gpu(logits);
-  if (on_gpu && divides_) on_gpu_ = at::empty({}, logits.options().dtype(at::kDouble));
+  if (on_gpu && divides_) on_gpu_ = at::empty({1}, logits.options().dtype(at::kDouble));
   if (has_probabilities(target)) {
     const double rows = static_cast<double>(logits.numel()) / static_cast<double>(classes);
     on_gpu ? void(divides_ && on_gpu_.fill_(rows).defined()) : void(on_cpu_ = rows);

@@ -4,7 +4,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "pool/pool_arguments.h"
+#include "pool/pool_arguments_torch.h"
 #include "torch/hand_over.h"
 
 namespace fastdl {

@@ -26,7 +26,7 @@ def _composed(
     if options is not None:
         raise TypeError("linear_cross_entropy: this version of torch knows no options")
     logits = native.linear(input, linear_weight.flatten(0, -2))
-    logits = logits.unflatten(-1, linear_weight.shape[:-1])
+    logits = logits.reshape(logits.shape[:-1] + linear_weight.shape[:-1])
     if linear_bias is not None:
         logits = logits + linear_bias
     ignored = -100 if ignore_index is None else ignore_index

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as native
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastdl import _C
+
+native: Any = torch.nn.functional  # its stubs name fewer sequences than it takes
 
 Size = int | Sequence[int]
 OutputSize = int | None | Sequence[int | None]
@@ -34,9 +36,10 @@ def max_pool1d(
         output = pool(input, kernel_size, stride, padding, dilation, ceil_mode)
         if output is not None:
             return output
-    return native.max_pool1d(
+    result: MaxPooled = native.max_pool1d(
         input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
     )
+    return result
 
 
 def max_pool2d(
@@ -66,9 +69,10 @@ def max_pool2d(
         output = pool(input, kernel_size, stride, padding, dilation, ceil_mode)
         if output is not None:
             return output
-    return native.max_pool2d(
+    result: MaxPooled = native.max_pool2d(
         input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
     )
+    return result
 
 
 def avg_pool1d(
@@ -90,7 +94,10 @@ def avg_pool1d(
         if output is not None:
             return output
     stride = () if stride is None else stride
-    return native.avg_pool1d(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
+    result: Tensor = native.avg_pool1d(
+        input, kernel_size, stride, padding, ceil_mode, count_include_pad
+    )
+    return result
 
 
 def avg_pool2d(
@@ -118,9 +125,10 @@ def avg_pool2d(
         )
         if output is not None:
             return output
-    return native.avg_pool2d(
+    result: Tensor = native.avg_pool2d(
         input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     )
+    return result
 
 
 def adaptive_max_pool1d(
@@ -133,7 +141,8 @@ def adaptive_max_pool1d(
         output = pool(input, output_size)
         if output is not None:
             return output
-    return native.adaptive_max_pool1d(input, output_size, return_indices)
+    result: MaxPooled = native.adaptive_max_pool1d(input, output_size, return_indices)
+    return result
 
 
 def adaptive_max_pool2d(
@@ -150,7 +159,8 @@ def adaptive_max_pool2d(
         output = pool(input, output_size)
         if output is not None:
             return output
-    return native.adaptive_max_pool2d(input, output_size, return_indices)
+    result: MaxPooled = native.adaptive_max_pool2d(input, output_size, return_indices)
+    return result
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Size) -> Tensor:
@@ -160,7 +170,8 @@ def adaptive_avg_pool1d(input: Tensor, output_size: Size) -> Tensor:
         output = _C.adaptive_avg_pool1d(input, output_size)
         if output is not None:
             return output
-    return native.adaptive_avg_pool1d(input, output_size)
+    result: Tensor = native.adaptive_avg_pool1d(input, output_size)
+    return result
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
@@ -170,7 +181,8 @@ def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
         output = _C.adaptive_avg_pool2d(input, output_size)
         if output is not None:
             return output
-    return native.adaptive_avg_pool2d(input, output_size)
+    result: Tensor = native.adaptive_avg_pool2d(input, output_size)
+    return result
 
 
 class MaxPool1d(torch.nn.MaxPool1d):
