@@ -79,8 +79,8 @@ def check(
     if parameters is not None:
         weight, bias = (random_tensor(shape[1:2], parameters) for _ in range(2))
     residual = [random_tensor(shape, dtype, layout)] if relu == "residual" else []
-    for values in residual:  # no sum near 0, where a rounding would decide over the gradient
-        values += 8 * values.sign()
+    # No sum near 0, where a rounding would decide over the gradient
+    residual = [values + 8 * values.sign() for values in residual]
     x = spread(shape, dtype, layout)
     label = f"{shape} {layout}"
     check_function(call_of(relu, training, kw.pop("eps", 0.1)), x, weight, bias, *residual,
