@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 
 from benchmarks import (
     bench_activation,
-    bench_adam,
     bench_batch_norm,
     bench_cross_entropy,
     bench_dropout,
@@ -24,15 +23,14 @@ from benchmarks.harness import Case
 SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "softmax": bench_softmax.cases,
     "layer_norm": bench_layer_norm.cases,
+    "batch_norm": bench_batch_norm.cases,
+    "pool": bench_pool.cases,
     "activation": bench_activation.cases,
     "dropout": bench_dropout.cases,
+    "cross_entropy": bench_cross_entropy.cases,
     "elementwise_loss": bench_elementwise_loss.cases,
     "embedding": bench_embedding.cases,
     "optimizers": bench_optimizers.cases,
-    "batch_norm": bench_batch_norm.cases,
-    "cross_entropy": bench_cross_entropy.cases,
-    "adam": bench_adam.cases,
-    "pool": bench_pool.cases,
     "overhead": bench_overhead.cases,
 }
 

@@ -37,9 +37,3 @@ def test_case(benchmark: Any, case: Case, candidate: str) -> None:
     else:
         next_call = cycle(calls).__next__
         benchmark(lambda: next_call()())
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_every_case_has_its_own_name(device: str) -> None:
-    names = [case.name for case in select_cases(full=True, device=device)]
-    assert len(names) == len(set(names))
