@@ -116,7 +116,10 @@ def cross_entropy(
     options: Any = {"ignore_index": ignore_index, "reduction": "none"}
     losses = nll_loss(log_probability, target, weight, **options)
     if label_smoothing > 0:
-        smooth = -(log_probability * w).sum(dim).masked_fill(target == ignore_index, 0)
+        # Not -(log_probability * w).sum(dim): its gradient is a sum of as many equal numbers as
+        # there are classes, which rounds the same way each time.
+        smooth = w.sum() * input.logsumexp(dim) - (input * w).sum(dim)
+        smooth = smooth.masked_fill(target == ignore_index, 0)
         losses = (1 - label_smoothing) * losses + label_smoothing / classes * smooth
     index = target.long().masked_fill(target == ignore_index, 0)
     weights = w.reshape(-1)[index].masked_fill(target == ignore_index, 0)

@@ -41,6 +41,7 @@ def tensors(dtype: torch.dtype, rows: int, classes: int, features: int = 8) -> l
     return [random_tensor(shape, dtype) for shape in shapes]
 
 
+@pytest.mark.every_isa
 @all_dtypes
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_values_and_gradients(dtype: torch.dtype, reduction: str) -> None:
@@ -68,6 +69,7 @@ def test_several_chunks(reduction: str) -> None:
     check_function(linear_loss(target, reduction=reduction), x, matrix, bias)
 
 
+@pytest.mark.every_isa
 @all_dtypes
 def test_only_some_gradients(dtype: torch.dtype) -> None:
     target = indices((9, 33))
@@ -106,7 +108,7 @@ def test_graph_can_be_kept() -> None:
         torch.autograd.grad(loss, leaves)
 
 
-@pytest.mark.cpu_only
+@pytest.mark.cpu_only("on a GPU the kernel stops, as torch's own")
 def test_targets_out_of_bounds_raise() -> None:
     x, matrix, bias = tensors(torch.float32, 5, 7)
     with pytest.raises(IndexError, match="Target 7 is out of bounds"):
@@ -171,7 +173,7 @@ print(most() - before)
 """
 
 
-@pytest.mark.cpu_only
+@pytest.mark.cpu_only("measures the memory of the process")
 def test_memory_is_less_than_half_of_that_of_linear_and_cross_entropy() -> None:
     kilobytes = {
         which: int(

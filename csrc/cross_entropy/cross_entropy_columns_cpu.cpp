@@ -126,12 +126,12 @@ void forward_block(const Block<T, kVectors, Count>& block) {
     const auto& of = of_columns[k];
     const V log_sum = log(of.sum), reciprocal = V(A(1)) / of.sum, zero(A(0));
     row_shift[k] = shift_of(of.maximum);
-    const V coefficient = spread ? block.hit[k] + of.q : block.hit[k];
+    const V q = spread ? problem.spread_sum(of.q) : zero, coefficient = block.hit[k] + q;
     const int64_t row = block.row + k * width;
     if (problem.losses != nullptr) {
       V loss(A(0));
       if (problem.target != nullptr) loss = block.hit[k] * (log_sum - (logit[k] - row_shift[k]));
-      if (spread) loss = loss + at::vec::fmadd(of.q, log_sum, of.distance);
+      if (spread) loss = loss + at::vec::fmadd(q, log_sum, of.distance);
       loss = V::blendv(loss, zero, block.counts[k] == zero);
       store_vector(problem.losses + row, loss, block.count);
     }

@@ -101,7 +101,7 @@ struct Problem {
   A *losses, *shifts, *reciprocals, *coefficients;
   T* grad_input;
   int64_t outer, classes, inner, rows, ignore_index;
-  A on_target, uniform;
+  A on_target, uniform, uniform_sum;
   double scale;
   bool grad_output_of_rows, streaming;
 
@@ -123,6 +123,12 @@ struct Problem {
         uniform(static_cast<A>(args.label_smoothing / static_cast<double>(args.classes))),
         scale(args.divisor == nullptr ? 1 : 1 / *args.divisor),
         grad_output_of_rows(args.grad_output_of_rows) {
+    double weights = static_cast<double>(classes);
+    if (weight != nullptr && uniform != 0) {
+      weights = 0;
+      for (int64_t j = 0; j < classes; ++j) weights += static_cast<double>(weight[j]);
+    }
+    uniform_sum = static_cast<A>(args.label_smoothing / static_cast<double>(classes) * weights);
     reciprocals = shifts == nullptr ? nullptr : shifts + rows;
     coefficients = shifts == nullptr ? nullptr : shifts + 2 * rows;
     const int64_t moved = rows * classes * static_cast<int64_t>(sizeof(T));
@@ -170,6 +176,9 @@ struct Problem {
     }
     return weight == nullptr ? q : q * V(weight[j]);
   }
+  // The sum of q over a row, given what was added up along it. Where it is the same for all rows it
+  // is not taken from there: additions of one number again and again are all rounded alike.
+  V spread_sum(V added) const { return probabilities == nullptr ? V(uniform_sum) : added; }
   // q of class j where it does not differ from row to row: with class indices
   A spread_of_index(int64_t j) const { return uniform * (weight == nullptr ? A(1) : weight[j]); }
 };

@@ -116,11 +116,14 @@ template <class A>
 __device__ __forceinline__ RowGradient<A> finish_row(const CrossEntropyArgs& args, int64_t row,
                                                      const LossTarget<A>& target, A logit,
                                                      const LossStatistics<A>& of_row, bool writes) {
-  const A shift = of_row.shift(), reciprocal = 1 / of_row.sum, coefficient = target.hit + of_row.q;
+  // The sum of q is known where all are equal: adding one up rounds in one direction.
+  const bool equal = args.probabilities == nullptr && args.weight == nullptr;
+  const A q = equal ? static_cast<A>(args.label_smoothing) : of_row.q;
+  const A shift = of_row.shift(), reciprocal = 1 / of_row.sum, coefficient = target.hit + q;
   if (writes && args.losses != nullptr) {
     const A log_sum = log(of_row.sum);
     A loss = target.index < 0 ? A(0) : target.hit * (log_sum - (logit - shift));
-    if (has_spread(args)) loss += of_row.q * log_sum + of_row.distance;
+    if (has_spread(args)) loss += q * log_sum + of_row.distance;
     static_cast<A*>(args.losses)[row] = target.ignored ? A(0) : loss;
   }
   if (writes && args.statistics != nullptr) {
