@@ -95,13 +95,37 @@ def test_an_empty_batch(layout: str) -> None:
     check_average(pool("adaptive_avg_pool2d", 3), x, "adaptive")
     with fastdl.strict():
         assert fastdl.functional.max_pool2d(x, 2).shape == (0, 3, 4, 4)
+    leaf = x.requires_grad_()
+    for call in (pool("max_pool2d", 2), pool("avg_pool2d", 2)):
+        output = call(fastdl.functional, leaf)
+        (grad,) = torch.autograd.grad(output.sum(), leaf, create_graph=True)
+        assert grad.shape == x.shape
+
+
+@pytest.mark.every_isa
+@both_formats
+def test_elements_between_windows_have_no_gradient(layout: str) -> None:
+    # Several tasks, each with rows that no window has.
+    x = random_tensor((2, 70, 200, 63), layout=layout)
+    for windows in ((2, 3), ((1, 5), (3, 1)), (1, 4)):
+        check_max(max_call("max_pool2d", *windows), x, str(windows))
+        check_average(pool("avg_pool2d", *windows), x, str(windows))
+
+
+@pytest.mark.every_isa
+@both_formats
+@all_dtypes
+def test_means_of_large_planes(layout: str, dtype: torch.dtype) -> None:
+    x = random_tensor((2, 3, 256, 300), dtype, layout)
+    check_average(pool("adaptive_avg_pool2d", 1), x, "as it is")
+    check_average(pool("adaptive_avg_pool2d", 1), x + 3, "far from 0")
 
 
 X = torch.linspace(-2, 2, 2 * 3 * 6 * 8).reshape(2, 3, 6, 8)
 SLIDING_ARGUMENTS: list[tuple[Any, ...]] = [
     (0,), (-1,), (9,), ((2, 2, 2),), ((),), ("2",), (2.0,), (None,), (True,), ([2],), ((2, None),),
     (2, 0), (2, -1), (2, ()), (2, None), (2, (1,)), (2, (None,)), (2, 1, 2), (3, 1, 2), (3, 1, -1),
-    (3, 1, (1,)), (3, 1, "1"), (3, 1, None), (2**70,), (2, 2, 1, True), (),
+    (3, 1, (1,)), (3, 1, "1"), (3, 1, None), (2**70,), (2, 2, 1, True),
     (torch.tensor(2),), ((torch.tensor(2), 2),), (torch.Size((2, 2)),),
 ]  # fmt: skip
 
@@ -115,13 +139,12 @@ def test_wrong_and_unusual_windows_have_the_outcome_of_torch(
     if name == "max_pool2d" and len(arguments) == 4:
         arguments = (*arguments[:3], 2, True)
     x = X if name.endswith("2d") else X[0]
-    outcomes = []
-    for module in (fastdl.functional, torch.nn.functional):
-        if not arguments:
-            continue
-        outcomes.append(lambda m=module: getattr(m, name)(x, *arguments))
-    if outcomes:
-        assert_same_outcome(*outcomes, f"{name}{arguments}", warnings=False)
+    assert_same_outcome(
+        lambda: getattr(fastdl.functional, name)(x, *arguments),
+        lambda: getattr(torch.nn.functional, name)(x, *arguments),
+        f"{name}{arguments}",
+        warnings=False,
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -164,6 +187,9 @@ def test_divisors_have_the_outcome_of_torch() -> None:
             lambda: torch.nn.functional.avg_pool2d(X, 2, divisor_override=divisor),  # noqa: B023
             repr(divisor),
         )
+    for wrong in (True, 2.5, "1"):
+        with pytest.raises(TypeError, match="'divisor_override'.* must be int, not"):
+            fastdl.functional.avg_pool2d(X, 2, divisor_override=wrong)  # type: ignore[arg-type]
 
 
 def test_dilated_windows_that_may_have_no_element_are_handed_over() -> None:

@@ -101,15 +101,17 @@ const char* reason_of_backward(const Tensor& grad_output) {
 // The same gradient from native ops, which torch can differentiate again.
 Tensor differentiable_max_backward(const Tensor& grad_output, const Tensor& indices,
                                    SymIntArrayRef input_size, int64_t dims) {
-  const auto outer = input_size.slice(0, input_size.size() - dims);
-  c10::SymInt plane = 1;
-  for (const auto& size : input_size.slice(outer.size())) plane = plane * size;
-  std::vector<c10::SymInt> flat = outer.vec();
-  flat.push_back(plane);
-  const Tensor zeros = at::zeros_symint(flat, grad_output.options());
-  std::vector<c10::SymInt> rows = outer.vec();
-  rows.push_back(-1);
-  return zeros.scatter_add(-1, indices.reshape_symint(rows), grad_output.reshape_symint(rows))
+  // [..., h * w]; not -1, which an empty batch leaves open
+  const auto with_planes = [dims](SymIntArrayRef sizes) {
+    std::vector<c10::SymInt> flat = sizes.slice(0, sizes.size() - dims).vec();
+    c10::SymInt plane = 1;
+    for (const auto& size : sizes.slice(flat.size())) plane = plane * size;
+    flat.push_back(plane);
+    return flat;
+  };
+  const auto planes = with_planes(grad_output.sym_sizes());
+  return at::zeros_symint(with_planes(input_size), grad_output.options())
+      .scatter_add(-1, indices.reshape_symint(planes), grad_output.reshape_symint(planes))
       .reshape_symint(input_size);
 }
 

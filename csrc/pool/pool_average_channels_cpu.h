@@ -29,6 +29,7 @@ void mean_of_pixels(const AveragePoolArgs& args, int64_t begin, int64_t end, boo
   const PoolShape& shape = args.shape;
   const PoolAxis &h = shape.h, &w = shape.w;
   const int64_t inner = shape.inner;
+  constexpr int64_t group = 16;
   for (int64_t pixel = begin; pixel < end; ++pixel) {
     const int64_t col = pixel % w.output, row = pixel / w.output % h.output;
     const int64_t image = pixel / w.output / h.output;
@@ -42,16 +43,22 @@ void mean_of_pixels(const AveragePoolArgs& args, int64_t begin, int64_t end, boo
     for_channels<T>(inner, [&](int64_t c, auto vectors, auto count) {
       V sums[vectors()];
       for (V& sum : sums) sum = V(A(0));
-      for (int64_t i = 0; i < rows.count(); ++i) {
-        V line[vectors()];  // rows are summed apart: many numbers one by one would lose digits
-        for (V& sum : line) sum = V(A(0));
-        for (int64_t j = 0; j < cols.count(); ++j) {
-          const T* const tap = x + (i * w.input + j) * inner + c;
-          for (int k = 0; k < vectors(); ++k) {
-            line[k] = line[k] + load_vector(tap + k * kWidth<T>, count, A(0));
+      // Rows, and groups of rows, are summed apart: many numbers one by one would lose digits.
+      for (int64_t first = 0; first < rows.count(); first += group) {
+        V of_group[vectors()];
+        for (V& sum : of_group) sum = V(A(0));
+        for (int64_t i = first; i < std::min(rows.count(), first + group); ++i) {
+          V line[vectors()];
+          for (V& sum : line) sum = V(A(0));
+          for (int64_t j = 0; j < cols.count(); ++j) {
+            const T* const tap = x + (i * w.input + j) * inner + c;
+            for (int k = 0; k < vectors(); ++k) {
+              line[k] = line[k] + load_vector(tap + k * kWidth<T>, count, A(0));
+            }
           }
+          for (int k = 0; k < vectors(); ++k) of_group[k] = of_group[k] + line[k];
         }
-        for (int k = 0; k < vectors(); ++k) sums[k] = sums[k] + line[k];
+        for (int k = 0; k < vectors(); ++k) sums[k] = sums[k] + of_group[k];
       }
       for (int k = 0; k < vectors(); ++k) {
         write_vector(y + c + k * kWidth<T>, sums[k] / divisor, count, streaming);

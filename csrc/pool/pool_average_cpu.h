@@ -1,7 +1,7 @@
 // Mean of each window, and its gradient.
 //   y = sum of the window's elements / divisor: the taps inside the input (or inside the padded
 //   input with count_include_pad) along the height times those along the width, or a number that is
-//   given dx = sum of dy / divisor over the windows that an element lies in
+//   given; dx = sum of dy / divisor over the windows that an element lies in
 // NCHW: an output row adds the input rows of its windows as vectors into scratch memory, from where
 // its taps along the width are contiguous vectors (pool_cpu.h); other strides than 1 and 2 and
 // adaptive windows add element by element. The gradient goes the same way back: rows of dy are
@@ -20,17 +20,19 @@ template <class T>
 Accumulate<T> sum_of(const T* x, int64_t count) {
   using A = Accumulate<T>;
   using V = Vec<T>;
+  A sum = 0;
   if (count < kWidth<T>) {
-    A sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += static_cast<A>(x[i]);
     return sum;
   }
+  constexpr int64_t block = 4096;  // many numbers one by one would lose digits
+  for (; count > block; x += block, count -= block) sum += sum_of(x, block);
   V sums[kLanes];
   for (V& each : sums) each = V(A(0));
   for_vectors<T>(count, [&](int64_t i, auto rest, int lane) {
     sums[lane] = sums[lane] + load_vector(x + i, rest, A(0));
   });
-  return reduce_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return sum + reduce_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 // ---- NCHW, forward
@@ -157,10 +159,12 @@ class PlaneGradient {
       : args_(args), shape_(shape), taps_(taps_of(shape.w)), streaming_(streaming) {
     const PoolAxis &h = shape.h, &w = shape.w;
     // Output rows lie between zeros, for taps that no output has.
-    margin_ = taps_ == Taps::kGathered ? 0 : round_up(w.kernel, 16);
-    size_ = round_up(margin_ + std::max(w.output, w.input + w.padding) + 4 * kWidth<T>, 16);
+    const bool gathered = taps_ == Taps::kGathered;
+    margin_ = gathered ? 0 : round_up(w.kernel, 16);
+    const int64_t line = gathered ? w.output : std::max(w.output, w.input + w.padding);
+    size_ = round_up(margin_ + line + 4 * kWidth<T>, 16);
     spread_size_ = round_up(w.input + 2 * kWidth<T>, 16);
-    ahead_ = std::clamp<int64_t>(512 / w.output, 1, h.output);
+    ahead_ = std::clamp<int64_t>(512 / (gathered ? w.input : w.output), 1, h.output);
     const int64_t windows =
         h.kernel > 0 ? ceil_divide(h.kernel, h.stride) : ceil_divide(h.output, h.input) + 1;
     slots_ = windows + ahead_;
@@ -256,6 +260,21 @@ class PlaneGradient {
   A *lines_, *divisors_, *spread_;
 };
 
+// The gradient of the means of whole planes, which are rows here.
+template <class T>
+void spread_means(const AveragePoolArgs& args, const PoolShape& shape, int64_t begin, int64_t end,
+                  bool streaming) {
+  using A = Accumulate<T>;
+  const int64_t size = shape.w.input;
+  const A divisor = static_cast<A>(divisor_at(args, shape.w, 0) * common_divisor(args));
+  for (int64_t row = begin; row < end; ++row) {
+    const Vec<T> grad(static_cast<A>(static_cast<const T*>(args.input)[row]) / divisor);
+    T* const dx = static_cast<T*>(args.output) + row * size;
+    for_single_vectors<T>(size,
+                          [&](int64_t i, auto rest) { write_vector(dx + i, grad, rest, streaming); });
+  }
+}
+
 template <class T, class F>
 void for_pixels(int64_t pixels, int64_t cost, F&& f) {
   parallel_for(0, pixels, std::max<int64_t>(1, kGrain / cost), [&](int64_t begin, int64_t end) {
@@ -305,6 +324,11 @@ void average_backward(const AveragePoolArgs& args) {
         [&](int64_t begin, int64_t end) { gradient_of_pixels<T>(args, begin, end, streaming); });
   }
   const bool streaming = past_cache<T>(shape) && aligned_rows<T>(args.output, w.input);
+  if (h.kernel == 1 && h.stride == 1 && takes_all(w)) {
+    return for_pixels<T>(h.input, w.input, [&](int64_t begin, int64_t end) {
+      spread_means<T>(args, shape, begin, end, streaming);
+    });
+  }
   for_pixels<T>(shape.outer * h.input, w.input + w.output, [&](int64_t begin, int64_t end) {
     PlaneGradient<T> gradient(args, shape, streaming);
     while (begin < end) {

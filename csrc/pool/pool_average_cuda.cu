@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kPoolThreads)
   const PoolPlace place = place_of(unit, h.output, w.output, 1);
   const PoolWindow rows = window_at(h, place.row), cols = window_at(w, place.col);
   const int width = cols.end - cols.first;
-  const int count = width * rows.end - rows.first;
+  const int count = width * (rows.end - rows.first);
   const T* const x = static_cast<const T*>(args.input) +
                      (place.outer * h.input + rows.start + rows.first) * w.input + cols.start +
                      cols.first;

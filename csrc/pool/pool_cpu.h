@@ -55,13 +55,14 @@ inline Cover cover_of(const PoolAxis& axis, int64_t i) {
           std::min(axis.output - 1, at / axis.stride)};
 }
 
+inline bool takes_all(const PoolAxis& axis) {
+  return axis.output == 1 && axis.padding == 0 && longest_window(axis) == axis.input &&
+         axis.dilation == 1;
+}
+
 // A pooling of whole planes is one of rows; so is one whose planes are single rows already, and
 // then planes are rows of one plane. Offsets in a window stay the same.
 inline PoolShape simplified(PoolShape shape) {
-  const auto takes_all = [](const PoolAxis& axis) {
-    return axis.output == 1 && axis.padding == 0 && longest_window(axis) == axis.input &&
-           axis.dilation == 1;
-  };
   if (takes_all(shape.h) && takes_all(shape.w)) {
     const int64_t size = shape.h.input * shape.w.input;
     shape.w = {size, 1, size, 1, 0, 1};

@@ -49,7 +49,8 @@ class Scatter {
     const T* const dy = static_cast<const T*>(args_.grad_output) + out;
     const Offset* const offsets = static_cast<const Offset*>(args_.offsets) + out;
     const Cover top = cover_of(h, first), bottom = cover_of(h, last - 1);
-    int64_t band = first_row(top.first);
+    // Rows before the first window belong to the task too where strides leave gaps.
+    int64_t band = std::min(first, first_row(top.first));
     std::fill(band_, band_ + band_rows_ * pitch, A(0));
     for (int64_t row = top.first; row <= bottom.last; ++row) {
       const int64_t from = first_row(row), to = std::min(h.input, from + reach_);
@@ -207,7 +208,8 @@ inline int64_t windows_of_element(const PoolAxis& axis) {
 }
 
 template <class T, class Offset>
-void max_backward(const MaxPoolBackwardArgs& args) {
+void max_backward(MaxPoolBackwardArgs args) {
+  args.shape = simplified(args.shape);
   const PoolShape& shape = args.shape;
   const PoolAxis &h = shape.h, &w = shape.w;
   const int64_t inputs = shape.outer * h.input * w.input * shape.inner;

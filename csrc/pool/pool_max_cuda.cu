@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kPoolThreads)
   const PoolWindow rows = window_at(h, place.row), cols = window_at(w, place.col);
   const int row_taps = taps.in_row;
   const int width = cols.end - cols.first;
-  const int count = width * rows.end - rows.first;
+  const int count = width * (rows.end - rows.first);
   const T* const x = static_cast<const T*>(args.input) + place.outer * h.input * w.input;
   Best<A> best{-static_cast<A>(INFINITY), rows.first * row_taps + cols.first};
 #pragma unroll 4

@@ -17,6 +17,7 @@ using c10::SymInt;
 // Whether every window has an element, which only dilated ones may lack.
 bool all_windows_have_elements(const PoolAxis& axis) {
   if ((axis.output - 1) * axis.stride - axis.padding >= axis.input) return false;
+  if (axis.dilation == 1) return true;
   for (int64_t start = -axis.padding, i = 0; start < 0 && i < axis.output; ++i) {
     const int64_t first = (-start + axis.dilation - 1) / axis.dilation;
     if (first >= axis.kernel || start + first * axis.dilation >= axis.input) return false;

@@ -188,6 +188,9 @@ void test_pool() {
       {{1, 1, 1, 1, 0, 1}, sliding(150, 7, 2, 3)},
       {{1, 1, 1, 1, 0, 1}, sliding(90, 70, 4, 0)},
       {sliding(5, 5, 5, 0), sliding(7, 7, 7, 0)},
+      {sliding(9, 7, 1, 3), sliding(11, 7, 1, 3)},  // many taps, some above the input
+      {sliding(4, 7, 2, 3), sliding(11, 7, 1, 3)},
+      {sliding(11, 2, 5, 1), sliding(13, 1, 3, 0)},  // gaps between windows
       {adaptive(7, 3), adaptive(11, 4)},
       {adaptive(3, 5), adaptive(4, 9)},
       {adaptive(40, 2), adaptive(41, 2)},
@@ -210,6 +213,12 @@ void test_pool() {
     check_max({2, 32, sliding(130, 2, 2, 0), sliding(260, 2, 2, 0)}, DType::kFloat32, false);
     check_average({40, 1, sliding(130, 2, 2, 0), sliding(528, 2, 2, 0)}, DType::kFloat32, true, 0);
   }
+  // Several tasks, whose first and last rows may lie between windows.
+  check_max({1, 1, sliding(2000, 2, 3, 0), sliding(60, 2, 3, 0)}, DType::kFloat32, false);
+  check_max({1, 70, sliding(200, 1, 3, 0), sliding(9, 5, 1, 2)}, DType::kFloat32, false);
+  // Whole planes.
+  check_max({9, 1, sliding(130, 130, 1, 0), sliding(70, 70, 1, 0)}, DType::kFloat32, false);
+  check_average({9, 1, sliding(130, 130, 1, 0), sliding(70, 70, 1, 0)}, DType::kBFloat16, true, 0);
   // More columns than a block of them.
   check_max({1, 1, sliding(3, 2, 1, 1), sliding(2060, 2, 1, 1)}, DType::kFloat32, true);
   check_average({1, 1, sliding(3, 2, 1, 1), sliding(4200, 3, 2, 1)}, DType::kFloat32, false, 0);
