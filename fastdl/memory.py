@@ -12,9 +12,9 @@ import warnings
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _MAX_THRESHOLD = (4 << 20) * ctypes.sizeof(ctypes.c_long)
 # One heap for all threads: a heap of their own is too small for large blocks, they are mapped.
+# glibc takes no number back for unlimited, so that this stays.
 _KEPT = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1))
 _RETURNED = (
-    (_M_ARENA_MAX, 0),
     (_M_MMAP_MAX, 65536),
     (_M_MMAP_THRESHOLD, _MAX_THRESHOLD),
     (_M_TRIM_THRESHOLD, 2 * _MAX_THRESHOLD),
@@ -55,8 +55,8 @@ def keep_memory(enabled: bool = True) -> bool:
     call it once, at the start, before large tensors and before other threads, which keep the heap
     that they have begun with. The process then stays at its peak memory, plus what fragmentation
     adds. ``keep_memory(False)`` gives free memory back to the system and goes back to glibc's usual
-    thresholds. Calls may be repeated, from any thread. GPU memory is not concerned, as torch keeps
-    that by itself.
+    thresholds; threads that start then go on sharing one heap. Calls may be repeated, from any
+    thread. GPU memory is not concerned, as torch keeps that by itself.
 
     Only glibc can be told so. With another C library, or another allocator in its place (jemalloc,
     tcmalloc, mimalloc: they keep freed memory by settings of their own), nothing is changed, a

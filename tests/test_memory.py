@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -124,6 +125,54 @@ seen["on"], seen["off"] = fastdl.keep_memory(), fastdl.keep_memory(False)
 """
     )
     assert seen == {"on": True, "off": False}
+
+
+@only_glibc
+def test_threads_share_one_heap_then_and_afterwards() -> None:
+    seen = what_was_seen(
+        """
+import ctypes
+from pathlib import Path
+
+def heaps():
+    "Heaps of glibc after 4 threads have asked for memory at the same time."
+    meet = threading.Barrier(4)
+    def ask():
+        torch.ones(1000)
+        meet.wait()
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    libc, path = ctypes.CDLL("libc.so.6"), Path("heaps.xml")
+    stream = libc.tmpfile
+    stream.restype = ctypes.c_void_p
+    file = ctypes.c_void_p(stream())
+    libc.malloc_info(0, file)
+    libc.rewind(file)
+    text = ctypes.create_string_buffer(1 << 20)
+    libc.fread(text, 1, len(text) - 1, file)
+    return text.value.decode().count("<heap nr=")
+
+fastdl.keep_memory()
+before = heaps()
+seen["kept"] = heaps() - before
+fastdl.keep_memory(False)
+seen["returned"] = heaps() - before
+"""
+    )
+    assert seen == {"kept": 0, "returned": 0}
+
+
+def test_another_allocator_is_named_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        """One whose malloc is at another address than that of any other."""
+
+        def __init__(self, name: str | None) -> None:
+            self.malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(lambda size: None)
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", Library)
+    with pytest.warns(RuntimeWarning, match="another allocator"):
+        assert fastdl.keep_memory() is False
 
 
 def test_another_c_library_is_named_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ own, which makes a step whenever it is asked to: the candidates still take turns
 from __future__ import annotations
 
 import multiprocessing
+import re
 import resource
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median
 from types import ModuleType
 from typing import Any
@@ -51,6 +53,18 @@ class Step:
     peak_bytes: int  # of the process so far
 
 
+def page_faults() -> int:
+    """Of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had. (ru_maxrss begins with that of its parent.)"""
+    status = Path("/proc/self/status").read_text()
+    match = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
+
+
 def serve(pipe: Connection, variant: Variant) -> None:
     """The life of a process: answers to "step" and "profile"."""
     torch.set_num_threads(variant.threads)
@@ -62,11 +76,10 @@ def serve(pipe: Connection, variant: Variant) -> None:
         if request == "profile":
             pipe.send(dict(profile_once(call, torch.device("cpu"), calls=1)))
             continue
-        before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+        before, start = page_faults(), time.perf_counter()
         call()
-        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
-        faults = after.ru_minflt - before.ru_minflt
-        pipe.send(Step(seconds, faults, after.ru_maxrss * 1024))
+        seconds = time.perf_counter() - start
+        pipe.send(Step(seconds, page_faults() - before, peak_bytes()))
 
 
 def start(variant: Variant, stack: ExitStack) -> Connection:
