@@ -54,9 +54,27 @@ def rows_of(x: Tensor) -> Tensor:
 
 
 def running_statistics(like: Tensor) -> tuple[Tensor, Tensor]:
-    """A mean and a variance of each channel that has an element in `like`, of its dtype."""
-    steps = torch.ones_like(like).cumsum(-1) / like.shape[-1]
+    """A mean and a variance of each channel that has an element in `like`, of its dtype.
+
+    Multiples of 1/8, the same numbers in every dtype: else float64 would judge by others.
+    """
+    steps = torch.ones_like(like).cumsum(-1, dtype=torch.float32).remainder(8).div(8).to(like)
     return steps - 0.5, steps + 0.5
+
+
+def weights_of(x: Tensor) -> Tensor:
+    """Of the classes of x: 1, 2, 3 ..."""
+    return torch.ones_like(x[0].flatten(1)[:, 0]).cumsum(0)
+
+
+def rows_times(x: Tensor, factors: Tensor) -> Tensor:
+    """Each row of x times the mean of the squares of its factors."""
+    return x.flatten(0, -3) * factors.square().mean(-1, keepdim=True)
+
+
+def scaled(x: Tensor, loss: Tensor) -> Tensor:
+    """x times a sum over about its elements, made a mean: a sine of hundreds shows roundings."""
+    return x * (loss / x.numel())
 
 
 CASES = (
@@ -86,15 +104,15 @@ CASES = (
     FunctionCase("mse_loss", lambda m, x: m.mse_loss(x, x.square(), reduction="none")),
     FunctionCase("mse_loss_mean", lambda m, x: x * m.mse_loss(x, x.square())),
     FunctionCase("l1_loss", lambda m, x: m.l1_loss(x, x.square(), reduction="none")),
-    FunctionCase("l1_loss_sum", lambda m, x: x * m.l1_loss(x, x.square(), reduction="sum")),
+    FunctionCase("l1_loss_sum", lambda m, x: scaled(x, m.l1_loss(x, x.square(), reduction="sum"))),
     FunctionCase("smooth_l1_loss", lambda m, x: m.smooth_l1_loss(x, 2 * x, reduction="none")),
     FunctionCase("huber_loss_mean", lambda m, x: x * m.huber_loss(x, -x, delta=1.5)),
     FunctionCase(
-        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
         lambda m, x: m.binary_cross_entropy_with_logits(x, x.sigmoid(), reduction="none"),
     ),
     FunctionCase(
-        "binary_cross_entropy_mean",
+        "binary_cross_entropy_with_logits_mean",
         lambda m, x: (
             x * m.binary_cross_entropy_with_logits(x, 1 - x, pos_weight=torch.ones_like(x[0]) * 3)
         ),
@@ -104,9 +122,13 @@ CASES = (
         lambda m, x: m.embedding(rows_of(x.flatten(0, -2)), x.flatten(0, -2)),
         (7, COLS),
     ),
-    # of the activation functions one that needs its output, its input, and a parameter
+    FunctionCase("relu", lambda m, x: m.relu(x)),
     FunctionCase("sigmoid", lambda m, x: m.sigmoid(x)),
+    FunctionCase("tanh", lambda m, x: m.tanh(x)),
     FunctionCase("gelu", lambda m, x: m.gelu(x)),
+    FunctionCase("gelu_tanh", lambda m, x: m.gelu(x, approximate="tanh")),
+    FunctionCase("silu", lambda m, x: m.silu(x)),
+    FunctionCase("leaky_relu", lambda m, x: m.leaky_relu(x, 0.2)),
     FunctionCase("elu", lambda m, x: m.elu(x, 0.7)),
     FunctionCase(
         "batch_norm",
@@ -128,11 +150,7 @@ CASES = (
         parameter_shapes=((6,), (6,)),
     ),
     FunctionCase("group_norm_plain", lambda m, x: m.group_norm(x, 1)),
-)
-
-
-# Losses of class indices, which are made of x; times x, to have its shape.
-CASES += (
+    # The class indices are made of x.
     FunctionCase(
         "cross_entropy",
         lambda m, x: x * m.cross_entropy(x, x.argmax(1), ignore_index=2, label_smoothing=0.1),
@@ -142,10 +160,48 @@ CASES += (
         lambda m, x: x * m.cross_entropy(x, x.argmax(1), reduction="none").unsqueeze(1),
     ),
     FunctionCase(
+        "cross_entropy_weighted",
+        lambda m, x: scaled(x, m.cross_entropy(x, x.argmax(1), weights_of(x), reduction="sum")),
+    ),
+    FunctionCase(
+        "cross_entropy_probabilities",
+        lambda m, x: x * m.cross_entropy(x, x.detach().softmax(1)),
+    ),
+    FunctionCase(
+        "linear_cross_entropy",
+        lambda m, x, w: (
+            x.flatten(0, -2)
+            * m.linear_cross_entropy(
+                x.flatten(0, -2), w, x.flatten(0, -2).argmax(-1) % 4, reduction="none"
+            ).unsqueeze(-1)
+        ),
+        (6, COLS),
+        parameter_shapes=((4, COLS),),
+    ),
+    FunctionCase(
         "nll_loss", lambda m, x: x * m.nll_loss(x, x.argmax(1), reduction="none").unsqueeze(1)
     ),
+    FunctionCase("nll_loss_mean", lambda m, x: x * m.nll_loss(x, x.argmax(1))),
+    FunctionCase("max_pool1d", lambda m, x: m.max_pool1d(x.flatten(0, -3), 3, 1, 1)),
     FunctionCase("max_pool2d", lambda m, x: m.max_pool2d(x, 3, 1, 1)),
+    FunctionCase("avg_pool1d", lambda m, x: m.avg_pool1d(x.flatten(0, -3), 3, 1, 1)),
     FunctionCase("avg_pool2d", lambda m, x: m.avg_pool2d(x, 3, 1, 1)),
+    FunctionCase(
+        "adaptive_max_pool1d",
+        lambda m, x: rows_times(x, m.adaptive_max_pool1d(x.flatten(0, -3), 4)),
+    ),
+    FunctionCase(
+        "adaptive_max_pool2d",
+        lambda m, x: x * m.adaptive_max_pool2d(x, (2, 4)).mean((-1, -2), keepdim=True),
+    ),
+    FunctionCase(
+        "adaptive_avg_pool1d",
+        lambda m, x: rows_times(x, m.adaptive_avg_pool1d(x.flatten(0, -3), 4)),
+    ),
+    FunctionCase(
+        "adaptive_avg_pool2d",
+        lambda m, x: x * m.adaptive_avg_pool2d(x, (2, 4)).square().mean((-1, -2), keepdim=True),
+    ),
 )
 
 

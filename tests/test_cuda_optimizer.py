@@ -132,7 +132,7 @@ def test_a_step_does_not_wait_for_the_gpu(name: str, flag: str, found_inf: float
     gradients = values()
     if found_inf is not None:
         if name == "RMSprop":
-            pytest.skip("torch's RMSprop leaves this to GradScaler")
+            pytest.skip("torch's RMSprop knows no found_inf to compare with; the next test has it")
         native.param_groups[0]["fused"] = True  # so does torch's class of any other step
         for optimizer in (fast, native):
             with_scaler_state(optimizer, found_inf)

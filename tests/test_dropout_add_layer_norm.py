@@ -16,6 +16,7 @@ from tests import reference
 from tests.compare import assert_as_accurate_as_torch, assert_same_bits, assert_same_metadata
 from tests.outcome import assert_same_outcome
 from tests.tensors import DTYPES, LAYOUTS, SIZES, dtype_name, generator_state, random_tensor
+from tests.test_dropout import kept
 
 OPS = torch.ops.fastdl
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
@@ -87,11 +88,17 @@ def test_rows_of_every_size(dtype: torch.dtype) -> None:
 
 
 @all_dtypes
-@pytest.mark.parametrize("parameters", ["", "weight", "bias", "weight bias", "float weight bias"])
 @pytest.mark.parametrize("p", [0.0, 0.5])
+@pytest.mark.parametrize("parameters", ["", "weight", "bias", "weight bias"])
 def test_every_choice_of_parameters(dtype: torch.dtype, parameters: str, p: float) -> None:
-    if "float" in parameters and dtype == torch.float64:
-        pytest.skip("float32 parameters go with 16 bits")
+    for use_sum in (False, True):
+        check(inputs(64, 96, dtype, parameters), p, use_sum)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_name)
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_16_bit_input_with_float32_parameters(dtype: torch.dtype, p: float) -> None:
+    parameters = "float weight bias"
     for use_sum in (False, True):
         check(inputs(64, 96, dtype, parameters), p, use_sum)
 
@@ -238,3 +245,16 @@ def test_compiled_function_is_made_of_native_ops() -> None:
         backend="aot_eager",
     )
     torch.testing.assert_close(compiled(X)[0], native(X, X, (4,)))
+
+
+@pytest.mark.slow
+def test_more_than_2_to_the_31_elements() -> None:
+    rows, cols, p, seed = 65537, 32800, 0.5, 7
+    x = torch.empty(rows, cols, dtype=torch.bfloat16).normal_()
+    assert x.numel() > 2**31
+    y, total, _ = OPS.dropout_add_layer_norm_forward(x, x, [cols], None, None, p, seed, 1e-5)
+    for row in (0, 40000, rows - 1):
+        noise = 2 * torch.tensor([kept(row * cols + i, p, seed) for i in range(cols)])
+        torch.testing.assert_close(total[row], x[row] * noise + x[row])
+        expected = torch.nn.functional.layer_norm(total[row].float(), (cols,))
+        torch.testing.assert_close(y[row].float(), expected, rtol=1e-2, atol=1e-2)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fastdl
+from tests.cases import CASES
 from tests.compare import assert_close_or_accurate, assert_same_bits, assert_same_metadata
 from tests.outcome import assert_same_outcome
 from tests.tensors import DTYPES, dtype_name
@@ -46,6 +47,13 @@ def function_of(module: Any, op: OpInfo) -> Any:
 def test_every_function_is_in_the_database() -> None:
     names = {op.name.removeprefix("nn.functional.") for op in OPS}
     assert names | RANDOM | OWN == set(fastdl.functional.__all__)
+
+
+def test_every_function_has_a_case_for_what_all_functions_must_pass() -> None:
+    named = {
+        name for name in COVERED if any(f"{case.name}_".startswith(f"{name}_") for case in CASES)
+    }
+    assert named == COVERED
 
 
 def in_float64(value: Any) -> Any:

@@ -30,7 +30,7 @@ class Adapted(nn.Module):
 def loss(name: str, **options: str) -> nn.Module:
     """A loss whose target depends on x, and which has x's shape."""
     inner = getattr(fastdl.nn, name)(**options)
-    return Adapted(inner, lambda module, x: x * module(x, 1.5 * x))
+    return Adapted(inner, lambda module, x: x * (module(x, 1.5 * x) / x.numel()))
 
 
 def class_loss(inner: nn.Module) -> nn.Module:
@@ -59,7 +59,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "MSELoss": lambda: loss("MSELoss"),
     "L1Loss": lambda: loss("L1Loss", reduction="none"),
     "SmoothL1Loss": lambda: loss("SmoothL1Loss"),
-    "HuberLoss": lambda: loss("HuberLoss"),
+    "HuberLoss": lambda: loss("HuberLoss", reduction="sum"),
     "BCEWithLogitsLoss": lambda: loss("BCEWithLogitsLoss"),
     "CrossEntropyLoss": lambda: class_loss(fastdl.nn.CrossEntropyLoss()),
     "NLLLoss": lambda: class_loss(fastdl.nn.NLLLoss()),
