@@ -12,7 +12,6 @@ from tests.tensors import random_tensor
 OPS = torch.ops.fastdl
 SOFTMAX_KINDS = {"softmax": 0, "log_softmax": 1, "softmin": 2}
 LAYER_NORM, RMS_NORM = 0, 1
-X_TARGET = torch.tensor([1, 2, 3])
 
 
 def parameters(dtype: torch.dtype, requires_grad: bool) -> list[Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -306,50 +305,3 @@ max_pool1d, max_pool2d = partial(max_pool, 1), partial(max_pool, 2)
 avg_pool1d, avg_pool2d = partial(avg_pool, 1), partial(avg_pool, 2)
 adaptive_max_pool1d, adaptive_max_pool2d = (partial(adaptive_max_pool, dims) for dims in (1, 2))
 adaptive_avg_pool1d, adaptive_avg_pool2d = (partial(adaptive_avg_pool, dims) for dims in (1, 2))
-
-
-@dataclass
-class AdamState:
-    """What Adam keeps for one parameter, in float64; `step` counts the steps taken."""
-
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    max_exp_avg_sq: Tensor
-    step: int = 0
-
-    @classmethod
-    def zeros(cls, like: Tensor) -> AdamState:
-        zero = torch.zeros_like(like, dtype=torch.float64, memory_format=torch.contiguous_format)
-        return cls(zero, zero, zero)
-
-
-def adam_step(
-    param: Tensor,
-    grad: Tensor,
-    state: AdamState,
-    *,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    amsgrad: bool = False,
-    maximize: bool = False,
-    decoupled_weight_decay: bool = False,
-) -> tuple[Tensor, AdamState]:
-    """One step of Adam (or AdamW, with decoupled decay) as published: new parameter and state."""
-    p, g = param.double(), grad.double()
-    if maximize:
-        g = -g
-    if decoupled_weight_decay:
-        p = p - lr * weight_decay * p
-    else:
-        g = g + weight_decay * p
-    beta1, beta2 = betas
-    step = state.step + 1
-    exp_avg = beta1 * state.exp_avg + (1 - beta1) * g
-    exp_avg_sq = beta2 * state.exp_avg_sq + (1 - beta2) * g * g
-    max_exp_avg_sq = torch.maximum(state.max_exp_avg_sq, exp_avg_sq)
-    mean = exp_avg / (1 - beta1**step)
-    variance = (max_exp_avg_sq if amsgrad else exp_avg_sq) / (1 - beta2**step)
-    p = p - lr * mean / (torch.sqrt(variance) + eps)
-    return p, AdamState(exp_avg, exp_avg_sq, max_exp_avg_sq, step)

@@ -83,7 +83,7 @@ def test_infinities_nan_and_extreme_numbers_give_what_torch_gives(
         (fastdl.functional, torch.nn.functional), leaves, strict=True
     )]  # fmt: skip
     grads = [torch.autograd.grad(y.sum(), leaf)[0] for y, leaf in zip(outputs, leaves, strict=True)]
-    if name == "elu":  # of NaN torch gives NaN in whole vectors and 1 at the end of a tensor
+    if name == "elu":  # of NaN torch's is 1 at the end of a tensor; the next test has it
         grads = [grad[:-1] for grad in grads]
     assert_as_accurate_as_torch(*grads, grads[1].double(), gradient=True)
     if name in ("relu", "leaky_relu"):
@@ -92,6 +92,20 @@ def test_infinities_nan_and_extreme_numbers_give_what_torch_gives(
     if name in ("sigmoid", "tanh", "silu", "elu"):
         numbers = outputs[1].isfinite()  # the sign of a NaN is nobody's choice
         assert torch.equal(outputs[0].signbit()[numbers], outputs[1].signbit()[numbers])
+
+
+@pytest.mark.every_isa
+@all_dtypes
+def test_gradient_of_elu_at_nan_is_nan_as_in_torchs_whole_vectors(dtype: torch.dtype) -> None:
+    for size in SIZES:
+        fast, native = (torch.full((size,), math.nan, dtype=dtype).requires_grad_() for _ in "ab")
+        with fastdl.strict():
+            (grad,) = torch.autograd.grad(FUNCTIONS["elu"](fastdl.functional, fast).sum(), fast)
+        assert grad.isnan().all()
+        output = FUNCTIONS["elu"](torch.nn.functional, native)
+        (grad,) = torch.autograd.grad(output.sum(), native)
+        vectors = size // 32 * 32  # 1 behind them
+        assert grad[:vectors].isnan().all()
 
 
 @all_functions
@@ -259,3 +273,21 @@ def test_modules_in_place(name: str, arguments: tuple[Any, ...]) -> None:
     native(other)
     assert_same_metadata(own, other)
     torch.testing.assert_close(own, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["relu", "tanh", "silu"])  # keep a bit each, output and input
+def test_more_than_2_to_the_31_elements(name: str) -> None:
+    size = 2**31 + 4099
+    x = torch.full((size,), 0.25, dtype=torch.bfloat16)
+    parts = [slice(0, 7), slice(size - 4106, size - 4092), slice(size - 7, size)]
+    for part in parts:
+        x[part].normal_()
+    output = FUNCTIONS[name](fastdl.functional, x.requires_grad_())
+    (grad,) = torch.autograd.grad(output, x, output.detach())
+    for part in parts:
+        leaf = x.detach()[part].requires_grad_()
+        expected = FUNCTIONS[name](torch.nn.functional, leaf)
+        (expected_grad,) = torch.autograd.grad(expected, leaf, output.detach()[part])
+        for got, want in ((output[part], expected), (grad[part], expected_grad)):
+            torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-2)

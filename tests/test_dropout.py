@@ -262,3 +262,15 @@ def test_module_is_torchs_and_follows_its_mode() -> None:
     compiled = torch.compile(module.train(), fullgraph=True, backend="aot_eager")
     assert abs((compiled(x) == 0).double().mean().item() - 0.3) < 0.06
     assert type(fastdl.revert(module)) is torch.nn.Dropout
+
+
+@pytest.mark.slow
+def test_more_than_2_to_the_31_elements() -> None:
+    size, p, seed = 2**31 + 4099, 0.3, 11
+    leaf = torch.ones(size, dtype=torch.bfloat16).requires_grad_()
+    output = OP(leaf, p, seed)
+    (grad,) = torch.autograd.grad(output, leaf, leaf.detach())
+    for start in (0, size - 4199, size - 100):
+        expected = torch.tensor([kept(i, p, seed) for i in range(start, start + 100)])
+        for got in (output, grad):
+            assert torch.equal(got[start : start + 100] != 0, expected)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import fastdl
-from tests.compare import check_function
+from tests.compare import assert_as_accurate_as_torch, check_function
 from tests.outcome import assert_same_outcome
 from tests.tensors import DTYPES, dtype_name
-from tests.test_elementwise_loss import BINARY, LOSSES, loss
+from tests.test_elementwise_loss import BINARY, LOSSES, REDUCTIONS, loss
 
 all_losses = pytest.mark.parametrize("name", LOSSES)
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
@@ -51,6 +51,35 @@ def test_special_gradients_are_treated_like_torch(name: str, dtype: torch.dtype)
         check_function(loss(name, "none"), x, target, grad_output=grad, label=f"{value}")
         grad = torch.tensor(value, dtype=dtype)
         check_function(loss(name, "mean"), x, target, grad_output=grad, label=f"mean {value}")
+
+
+@pytest.mark.every_isa
+@all_losses
+@all_dtypes
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("of_target", [False, True])
+def test_gradients_of_infinities_and_nan_are_torchs(
+    name: str, dtype: torch.dtype, reduction: str, of_target: bool
+) -> None:
+    # Of a loss that is not finite itself too, and where the gradient of the input is all there is.
+    pairs = all_pairs(name, dtype)
+    half = torch.full((1,), 0.5, dtype=dtype)
+    weights = [{}, {"weight": half}, {"pos_weight": 5 * half}] if name == BINARY else [{}]
+    for options in weights:
+        results = []
+        for module, used in (
+            (fastdl.functional, dtype),
+            (torch.nn.functional, dtype),
+            (torch.nn.functional, torch.float64),
+        ):
+            x, target = (tensor.detach().to(used) for tensor in pairs)
+            leaves = [x.requires_grad_(), target.requires_grad_()][: 1 + of_target]
+            target.requires_grad_(of_target)
+            own = {key: value.to(used) for key, value in options.items()}
+            output = loss(name, reduction, **own)(module, x, target)
+            results.append(torch.autograd.grad(output, leaves, torch.ones_like(output)))
+        for gradients in zip(*results, strict=True):
+            assert_as_accurate_as_torch(*gradients, gradient=True, label=f"{list(options)}")
 
 
 @all_losses

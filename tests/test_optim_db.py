@@ -26,7 +26,11 @@ def test_every_input_of_the_optimizer_database(name: str, dtype: torch.dtype) ->
         made = []
         for package in (fastdl.optim, torch.optim):
             torch.manual_seed(3)
-            model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)).to(dtype)
+            # A centered variance of nearly constant gradients is rounding errors: with a LayerNorm
+            # the last bits of its gradients would decide.
+            centered = input.kwargs.get("centered", False)
+            layer = nn.Tanh() if centered else nn.LayerNorm(7)
+            model = nn.Sequential(nn.Linear(5, 7), layer, nn.Linear(7, 1)).to(dtype)
             parameters = list(model.parameters()) if input.params is None else input.params
             optimizer = getattr(package, name)(parameters, **input.kwargs)
             for _ in range(4):
@@ -41,7 +45,7 @@ def test_every_input_of_the_optimizer_database(name: str, dtype: torch.dtype) ->
 def test_every_error_input_of_the_optimizer_database(name: str) -> None:
     device = torch.get_default_device().type
     inputs = DATABASE[name].optim_error_inputs_func(device=device, dtype=torch.float32)
-    assert len(inputs) > 2 or device != "cpu"  # few or none for others
+    assert len(inputs) > 3 or device != "cpu"  # few or none for others
     for error in inputs:
         arguments = error.optimizer_error_input
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fastdl
@@ -68,23 +68,31 @@ CASES = {
         "all": {**ALL_STATES[name], "maximize": True},
     }.items()
 }
+all_options = pytest.mark.parametrize(("name", "options"), CASES.values(), ids=list(CASES))
+
+# What else a group may differ in.
+OWN_GROUPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Adam": ({"betas": (0.8, 0.9)}, {"eps": 1e-2}),
+    "AdamW": ({"betas": (0.8, 0.9)}, {"eps": 1e-2}),
+    "SGD": ({"momentum": 0.7, "nesterov": True}, {"dampening": 0.3}),
+    "Adagrad": ({"lr_decay": 0.5}, {"eps": 1e-2}),
+    "RMSprop": ({"alpha": 0.4, "centered": True}, {"eps": 1e-2}),
+}
 
 
 @pytest.mark.every_isa
 @all_dtypes
-@pytest.mark.parametrize(("name", "options"), CASES.values(), ids=list(CASES))
+@all_options
 def test_one_step_of_tensors_of_every_length(
     name: str, dtype: torch.dtype, options: dict[str, Any]
 ) -> None:
     check_steps(name, [random_tensor((length,), dtype) for length in LENGTHS], 1, **options)
 
 
-@all_optimizers
 @all_dtypes
-@pytest.mark.parametrize("all_states", [False, True])
+@all_options
 @pytest.mark.usefixtures("threads")
-def test_ten_steps(name: str, dtype: torch.dtype, all_states: bool) -> None:
-    options = ALL_STATES[name] if all_states else {}
+def test_ten_steps(name: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
     shapes = [(33, 7), (1,), (4097,), (5, 3, 3, 3), (), (0, 3), (40_001,)]
     check_steps(name, [random_tensor(shape, dtype) for shape in shapes], 10, **options)
 
@@ -154,8 +162,8 @@ def test_groups_have_their_own_options(name: str) -> None:
         own = [torch.nn.Parameter(value.clone()) for value in values]
         groups: list[dict[str, Any]] = [
             {"params": own[:2]},
-            {"params": own[2:3], "lr": 0.1, "weight_decay": 0.2},
-            {"params": own[3:], "maximize": True, **ALL_STATES[name]},
+            {"params": own[2:3], "lr": 0.1, "weight_decay": 0.2, **OWN_GROUPS[name][0]},
+            {"params": own[3:], "maximize": True, **ALL_STATES[name], **OWN_GROUPS[name][1]},
         ]
         made.append(getattr(package, name)(groups, lr=1e-3))
     for _ in range(4):
@@ -181,7 +189,6 @@ def test_two_runs_give_the_same_bits(name: str) -> None:
     assert torch.equal(results[0], results[1]) and torch.equal(results[1], results[2])
 
 
-@settings(max_examples=25)  # of each optimizer
 @given(data=st.data())
 @all_optimizers
 def test_any_list_of_tensors_and_options(name: str, data: st.DataObject) -> None:
@@ -197,3 +204,22 @@ def test_any_list_of_tensors_and_options(name: str, data: st.DataObject) -> None
     dtype = data.draw(st.sampled_from(DTYPES), "dtype")
     values = [random_tensor(shape, dtype) for shape in shapes]
     check_steps(name, values, data.draw(st.integers(1, 3), "steps"), **options)
+
+
+@pytest.mark.slow
+@all_optimizers
+def test_a_parameter_of_more_than_2_to_the_31_elements(name: str) -> None:
+    size = 2**31 + 4099
+    parameter = torch.zeros(size, dtype=torch.bfloat16, requires_grad=True)
+    parameter.grad = torch.ones_like(parameter)
+    parts = [slice(0, 7), slice(size - 4106, size - 4092), slice(size - 7, size)]
+    for part in parts:
+        parameter.grad[part].normal_()
+    expected = [torch.nn.Parameter(parameter.detach()[part].float()) for part in parts]
+    for own, part in zip(expected, parts, strict=True):
+        own.grad = parameter.grad[part].float()
+    with fastdl.strict():
+        getattr(fastdl.optim, name)([parameter], lr=0.5).step()
+    getattr(torch.optim, name)(expected, lr=0.5).step()
+    for own, part in zip(expected, parts, strict=True):
+        torch.testing.assert_close(parameter[part], own.bfloat16(), rtol=1e-2, atol=1e-3)

@@ -38,7 +38,8 @@ def test_training_goes_on_after_a_state_dict_changes_sides(
     name: str, saver: int, all_states: bool
 ) -> None:
     values = [torch.randn(7, 5), torch.randn(33), torch.randn(()), torch.randn(0)]
-    pair = optimizers(name, values, **(ALL_STATES[name] if all_states else {}))
+    options = ALL_STATES[name] if all_states else {"weight_decay": 0.1}
+    pair = optimizers(name, values, **options)
     for optimizer in pair:
         train(optimizer, 3, seed=1)
     source, loader = pair[saver], pair[1 - saver]
@@ -152,12 +153,12 @@ def scaled_training(
 @all_optimizers
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("inf_at", [0, 2, 99])
-@pytest.mark.parametrize("all_states", [False, True])
+@pytest.mark.parametrize("options", ["default", "foreach", "all states"])
 def test_grad_scaler_trains_and_skips_as_with_torch(
-    name: str, unscale: bool, inf_at: int, all_states: bool
+    name: str, unscale: bool, inf_at: int, options: str
 ) -> None:
-    options = ALL_STATES[name] if all_states else {"foreach": True}
-    pair = optimizers(name, [torch.randn(7, 5), torch.randn(4099)], **options)
+    chosen = {"default": {}, "foreach": {"foreach": True}, "all states": ALL_STATES[name]}[options]
+    pair = optimizers(name, [torch.randn(7, 5), torch.randn(4099)], **chosen)
     results = [scaled_training(optimizer, inf_at, 5, unscale) for optimizer in pair]
     assert len(results[0]) == len(results[1])
     for ours, theirs in zip(*results, strict=True):

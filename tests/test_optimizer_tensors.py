@@ -33,15 +33,18 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @all_optimizers
+@pytest.mark.parametrize("all_states", [False, True])
 @pytest.mark.parametrize("grad_layout", LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_of_parameter_and_gradient(name: str, layout: str, grad_layout: str) -> None:
+def test_every_layout_of_parameter_and_gradient(
+    name: str, layout: str, grad_layout: str, all_states: bool
+) -> None:
     made = []
     value = torch.randn(4, 6, 5, 3)
     gradients = [torch.randn(4, 6, 5, 3) for _ in range(3)]
     for package in (fastdl.optim, torch.optim):
         parameter = LAYOUTS[layout](value).requires_grad_()
-        optimizer = getattr(package, name)([parameter], **ALL_STATES[name])
+        optimizer = getattr(package, name)([parameter], **(ALL_STATES[name] if all_states else {}))
         for gradient in gradients:
             parameter.grad = LAYOUTS[grad_layout](gradient)
             optimizer.step()
@@ -126,8 +129,9 @@ def test_parameters_without_gradient_stay_as_they_are(name: str) -> None:
 
 
 @all_optimizers
-def test_hundreds_of_tensors_in_one_group(name: str) -> None:
+@pytest.mark.parametrize("all_states", [False, True])
+def test_hundreds_of_tensors_in_one_group(name: str, all_states: bool) -> None:
     # More than one launch on a GPU carries in its arguments, empty ones and some of several blocks.
     sizes = [*range(400), *([0] * 7), 5000, *([9] * 400), 0]
     values = [torch.randn(size) for size in sizes]
-    check_steps(name, values, 1, **ALL_STATES[name])
+    check_steps(name, values, 2, **(ALL_STATES[name] if all_states else {}))

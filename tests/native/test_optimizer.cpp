@@ -184,8 +184,10 @@ void test_optimizer() {
   const std::vector<bool> two{true, true, false}, all{true, true, true};
   check_sizes("adam", &Backend::adam_step, adam, {0.1, 1, 1, false, two});
   check_sizes("adam amsgrad", &Backend::adam_step, adam, {0, 8, 1, true, all});
-  check_sizes("adamw", &Backend::adam_step, adamw, {0, 4, 0.5, true, all});
+  check_sizes("adamw", &Backend::adam_step, adamw, {0, 1, 1, false, two});
+  check_sizes("adamw amsgrad", &Backend::adam_step, adamw, {0, 4, 0.5, true, all});
   check_step("adam", &Backend::adam_step, adam, {0, 1, 1, false, two}, {20011}, 1);
+  check_step("adam", &Backend::adam_step, adam, {0, 1, 1, false, two}, {100003}, 0);
 
   check_sizes("sgd", &Backend::sgd_step, {0, 0, false, false}, {0.1, 1, 1, false, {false}});
   check_sizes("sgd momentum", &Backend::sgd_step, {0.9, 0.5, false, false},
