@@ -70,7 +70,7 @@ def run_models(names: Sequence[str], options: Options, cache_bytes: int) -> list
         sides = [case.candidates[side](inputs) for side in (DEFAULT, FASTDL)]
         tqdm.write("\n".join(breakdown_lines(*measure_breakdowns(sides, options.device))))
     for model in steps.MODELS:
-        if model.NAME in names and options.device.type == "cpu":
+        if model.NAME in names:
             measured = steps.measure(model, tqdm.write)
             tqdm.write("\n".join(output.table_line(row(it)) for it in measured))
             results += measured
@@ -99,7 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds_per_case=arguments.seconds or (0.4 if on_gpu else 1.0) * (1 + arguments.full),
         compiled=on_gpu if arguments.compile is None else arguments.compile,
     )
-    models = () if arguments.models is None else arguments.models or MODELS
+    models = [] if arguments.models is None else arguments.models or list(MODELS)
+    if on_gpu and (of_cpu := [name for name in models if name != "digits"]):
+        print(f"left out, measured on the CPU only: {', '.join(of_cpu)}", file=sys.stderr)
+        models = [name for name in models if name == "digits"]
+        if not models and not arguments.op:
+            return 2
     selected: list[Case] = []
     if arguments.op or not models:
         try:

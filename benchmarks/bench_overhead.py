@@ -5,7 +5,7 @@ Reported is the difference to native torch in microseconds; the target is within
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -17,27 +17,45 @@ import fastdl
 from benchmarks.function_case import random_inputs
 from benchmarks.harness import DEFAULT, FASTDL, Call, Case, Inputs, Prepare
 
-SHAPE = (4, 8)
-Function = Callable[[Tensor], Any]
+ROWS, COLS = 4, 8
+SHAPE = (ROWS, COLS)
+IMAGE = (1, 2, 4, 4)
 
-# Called as users call them; the arguments after the input, by name
-FUNCTIONS: list[tuple[str, dict[str, Any]]] = [
-    ("softmax", {"dim": -1}),
-    ("log_softmax", {"dim": -1}),
-    ("layer_norm", {"normalized_shape": SHAPE[-1:]}),
-    ("rms_norm", {"normalized_shape": SHAPE[-1:]}),
-    ("relu", {}),
-    ("gelu", {}),
-    ("dropout", {"p": 0.1}),
+# Called as users call them; the shape, and the arguments after the input, by name
+FUNCTIONS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
+    ("softmax", SHAPE, {"dim": -1}),
+    ("log_softmax", SHAPE, {"dim": -1}),
+    ("layer_norm", SHAPE, {"normalized_shape": (COLS,)}),
+    ("rms_norm", SHAPE, {"normalized_shape": (COLS,)}),
+    (
+        "batch_norm",
+        SHAPE,
+        {
+            "running_mean": torch.zeros(COLS),
+            "running_var": torch.ones(COLS),
+            "weight": torch.ones(COLS),
+            "bias": torch.zeros(COLS),
+            "training": True,
+        },
+    ),
+    ("max_pool2d", IMAGE, {"kernel_size": 2}),
+    ("relu", SHAPE, {}),
+    ("gelu", SHAPE, {}),
+    ("dropout", SHAPE, {"p": 0.1}),
+    ("cross_entropy", SHAPE, {"target": torch.arange(ROWS)}),
+    ("mse_loss", SHAPE, {"target": torch.zeros(SHAPE)}),
+    ("embedding", SHAPE, {"input": torch.arange(ROWS)}),  # of which `SHAPE` is the weight
 ]
-MODULES: list[tuple[str, tuple[Any, ...]]] = [
-    ("Softmax", (-1,)),
-    ("LogSoftmax", (-1,)),
-    ("LayerNorm", (SHAPE[-1],)),
-    ("RMSNorm", (SHAPE[-1],)),
-    ("ReLU", ()),
-    ("GELU", ()),
-    ("Dropout", (0.1,)),
+MODULES: list[tuple[str, tuple[int, ...], tuple[Any, ...]]] = [
+    ("Softmax", SHAPE, (-1,)),
+    ("LogSoftmax", SHAPE, (-1,)),
+    ("LayerNorm", SHAPE, (COLS,)),
+    ("RMSNorm", SHAPE, (COLS,)),
+    ("BatchNorm1d", SHAPE, (COLS,)),
+    ("MaxPool2d", IMAGE, (2,)),
+    ("ReLU", SHAPE, ()),
+    ("GELU", SHAPE, ()),
+    ("Dropout", SHAPE, (0.1,)),
 ]
 
 
@@ -55,7 +73,12 @@ def function_like(source: Any, name: str, arguments: dict[str, Any]) -> Prepare:
     """A plain call of the function."""
 
     def prepare(inputs: Inputs) -> Call:
-        return partial(getattr(source, name), inputs[0], **arguments)
+        own = {
+            key: value.to(inputs[0].device) if isinstance(value, Tensor) else value
+            for key, value in arguments.items()
+        }
+        before = [own.pop("input")] if "input" in own else []
+        return partial(getattr(source, name), *before, inputs[0], **own)
 
     return prepare
 
@@ -64,28 +87,30 @@ def forward_and_backward(prepare: Prepare) -> Prepare:
     """Build the graph and run through it."""
 
     def prepare_both(inputs: Inputs) -> Call:
-        call, (values, grad_output) = prepare(inputs[:1]), inputs
-        return lambda: torch.autograd.grad(cast("Tensor", call()), values, grad_output)
+        call = prepare(inputs)
+        grad_output = torch.randn_like(cast("Tensor", call()))
+        return lambda: torch.autograd.grad(cast("Tensor", call()), inputs, grad_output)
 
     return prepare_both
 
 
-def overhead_case(name: str, direction: str, candidates: dict[str, Prepare]) -> Case:
+def overhead_case(
+    name: str, shape: tuple[int, ...], direction: str, candidates: dict[str, Prepare]
+) -> Case:
     """One tiny call."""
     requires_grad = direction != "call"
-    elements = torch.Size(SHAPE).numel()
+    elements = torch.Size(shape).numel()
     if direction == "call + backward":
         candidates = {side: forward_and_backward(prepare) for side, prepare in candidates.items()}
 
     def make_inputs(device: torch.device) -> Inputs:
-        shapes = [SHAPE, SHAPE] if direction == "call + backward" else [SHAPE]
-        values, *grad_output = random_inputs(shapes, torch.float32, device)
-        return [values.requires_grad_(requires_grad), *grad_output]
+        inputs = random_inputs([shape], torch.float32, device)
+        return [tensor.requires_grad_(requires_grad) for tensor in inputs]
 
     return Case(
         op="overhead",
         direction=direction,
-        shape=f"{name} {'x'.join(map(str, SHAPE))}",
+        shape=f"{name} {'x'.join(map(str, shape))}",
         dtype=torch.float32,
         group=f"overhead, {direction}",
         make_inputs=make_inputs,
@@ -100,15 +125,13 @@ def overhead_case(name: str, direction: str, candidates: dict[str, Prepare]) -> 
 def cases(device: str = "cpu") -> Iterator[Case]:
     """Functions and modules, without a graph, with one and with a run through it; on any device."""
     for direction in ("call", "call with grad", "call + backward"):
-        for name, options in FUNCTIONS:
-            fast = function_like(fastdl.functional, name, options)
-            yield overhead_case(
-                name, direction, {FASTDL: fast, DEFAULT: function_like(F, name, options)}
-            )
-        for name, arguments in MODULES:
+        for name, shape, options in FUNCTIONS:
+            sides = {FASTDL: fastdl.functional, DEFAULT: F}
+            functions = {key: function_like(side, name, options) for key, side in sides.items()}
+            yield overhead_case(name, shape, direction, functions)
+        for name, shape, arguments in MODULES:
             if direction == "call + backward":
                 continue  # the functions tell already
-            fast = module_like(fastdl.nn, name, arguments)
-            yield overhead_case(
-                name, direction, {FASTDL: fast, DEFAULT: module_like(nn, name, arguments)}
-            )
+            sides = {FASTDL: fastdl.nn, DEFAULT: nn}
+            modules = {key: module_like(side, name, arguments) for key, side in sides.items()}
+            yield overhead_case(name, shape, direction, modules)

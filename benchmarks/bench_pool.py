@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from benchmarks.function_case import (
     prepare_forward,
     random_inputs,
 )
-from benchmarks.harness import COMPILED, DEFAULT, FASTDL, Case, Inputs
+from benchmarks.harness import COMPILED, DEFAULT, FASTDL, Call, Case, Inputs, Prepare
 
 FLOAT, HALF, BFLOAT, DOUBLE = torch.float32, torch.float16, torch.bfloat16, torch.float64
 NCHW, LAST = torch.contiguous_format, torch.channels_last
@@ -40,6 +40,8 @@ SHAPES: Shapes = [
     ("avg_pool2d", (2, 2), (8, 16, 14, 14), BOTH),
     ("avg_pool1d", (2, 2), (32, 64, 1024), (NCHW,)),
     ("adaptive_avg_pool2d", (1,), (64, 2048, 7, 7), BOTH),  # ResNet's head
+    ("adaptive_avg_pool2d", (1,), (16, 96, 56, 56), BOTH),  # squeeze and excitation
+    ("adaptive_avg_pool2d", (1,), (16, 32, 112, 112), BOTH),
     ("adaptive_avg_pool2d", (7,), (16, 256, 14, 14), BOTH),
     ("adaptive_avg_pool2d", (6,), (8, 256, 64, 64), BOTH),  # pyramid scene parsing
     ("adaptive_max_pool2d", (7,), (16, 512, 20, 20), BOTH),
@@ -56,6 +58,22 @@ def with_arguments(function: Any, arguments: tuple[Any, ...]) -> TensorFunction:
         return function(x, *arguments)
 
     return call
+
+
+def prepare_training_forward(function: TensorFunction) -> Prepare:
+    """Time the function alone, but with what it keeps for the backward."""
+
+    def prepare(inputs: Inputs) -> Call:
+        return partial(function, *(tensor.detach().requires_grad_() for tensor in inputs))
+
+    return prepare
+
+
+PREPARE: dict[str, Callable[[TensorFunction], Prepare]] = {
+    "forward": prepare_forward,
+    "training forward": prepare_training_forward,
+    "backward": prepare_backward,
+}
 
 
 def native_alternatives(
@@ -84,15 +102,15 @@ def pool_case(
     native = with_arguments(getattr(F, name), arguments)
     fast = with_arguments(getattr(fastdl.functional, name), arguments)
     backward = direction == "backward"
-    prepare = prepare_backward if backward else prepare_forward
+    prepare = PREPARE[direction]
     functions = {FASTDL: fast, DEFAULT: native}
     functions |= native_alternatives(name, native, arguments, format)
     candidates = {key: prepare(function) for key, function in functions.items()}
     candidates[COMPILED] = prepare_compiled(native, prepare)
     output_shape = tuple(native(torch.empty(shape, device="meta")).shape)
     inputs, outputs = torch.Size(shape).numel(), torch.Size(output_shape).numel()
-    # The backward of a maximum also reads where it was, in a byte.
-    offsets = outputs if backward and "max" in name else 0
+    # Training also writes where a maximum was, in a byte, and reads it.
+    offsets = outputs if direction != "forward" and "max" in name else 0
 
     def make_inputs(device: torch.device) -> Inputs:
         tensors = random_inputs([shape, output_shape][: 1 + backward], dtype, device)
@@ -115,8 +133,10 @@ def pool_case(
 
 def cases(device: str = "cpu") -> Iterator[Case]:
     """Every case, those of the quick run marked. The shapes are the same on a GPU."""
-    for direction in ("forward", "backward"):
+    for direction in PREPARE:
         for name, arguments, shape, formats in SHAPES:
+            if direction == "training forward" and "max" not in name:
+                continue  # a mean keeps nothing
             for format in formats:
                 for dtype in [FLOAT, *FULL_DTYPES]:
                     yield pool_case(

@@ -188,7 +188,7 @@ void embedding_backward<kBuildIsa>(const EmbeddingBackwardArgs& args) {
   const int64_t rows = indices.vocabulary, dim = args.dim;
   dispatch_dtype<CpuTypes>(args.dtype, [&]<class T> {
     const int64_t bytes = (rows + indices.count) * dim * static_cast<int64_t>(sizeof(T));
-    // Twice, as the gradient before this one is often still there: 10000 x 128, 0.5 to 0.3 ms.
+    // Twice, as the gradient before this one is often still in the cache.
     const bool streaming = worth_streaming(2 * bytes);
     const int64_t tasks =
         std::clamp<int64_t>(bytes / (4 * kBytesWorthAThread), 1, std::min(num_threads(), rows));
