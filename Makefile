@@ -26,18 +26,16 @@ $(READY): requirements-dev.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-# "+" shows what compiles at once, where make holds back the output of a target until it ends
-# (.ci/run). MAKEFLAGS is emptied: the compilers are to have all cores, not the jobs of that make.
 build: $(READY)  ## compile what changed into fastdl/
 	@command -v c++ > /dev/null || { echo "fastdl needs a C++20 compiler (g++ 11 or newer)"; exit 1; }
-	+MAKEFLAGS= $(RUN) setup.py --quiet build_ext --inplace
+	$(RUN) setup.py --quiet build_ext --inplace
 
 test: native-test emulator-test python-test  ## all tests, pytest last (ARGS="-k softmax")
 
 native-test: $(READY)  ## the CPU kernels under the address and undefined-behaviour sanitizers
 	FASTDL_CUDA=0 cmake -S . -B $(NATIVE) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(RUN) \
 	  -DFASTDL_NATIVE_TESTS=ON -DFASTDL_SANITIZE=address,undefined
-	+MAKEFLAGS= cmake --build $(NATIVE) --target fastdl_native_tests
+	cmake --build $(NATIVE) --target fastdl_native_tests
 	$(NATIVE)/fastdl_native_tests
 
 emulator-test: build  ## the CUDA kernels on the CPU, in an emulator that watches them (no GPU)
