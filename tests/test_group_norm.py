@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import pytest
@@ -35,9 +34,9 @@ def check(
     weight = bias = None
     if parameters is not None:
         weight, bias = (random_tensor(shape[1:2], parameters) for _ in range(2))
-    # An eps that keeps the rounding of a few numbers' variance from deciding the comparison
+    eps = options.pop("eps", 1e-5)
     check_function(
-        lambda m, x, w, b: m.group_norm(x, groups, w, b, 0.1),
+        lambda m, x, w, b: m.group_norm(x, groups, w, b, eps),
         random_tensor(shape, dtype, layout),
         weight,
         bias,
@@ -61,9 +60,15 @@ def test_16_bit_input_with_float32_parameters(dtype: torch.dtype) -> None:
         check((4, 6, 5, 7), 3, dtype, layout, parameters=torch.float32)
 
 
+@all_dtypes
+def test_an_eps_that_counts_as_much_as_the_variance(dtype: torch.dtype) -> None:
+    for layout in ("contiguous", "channels_last"):
+        check((4, 6, 5, 7), 3, dtype, layout, eps=0.5)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout(layout: str) -> None:
-    for shape in ((6, 4), (4, 6, 9), (4, 6, 5, 7)):
+    for shape in ((6, 12), (4, 6, 9), (4, 6, 5, 7)):
         check(shape, 2, torch.float32, layout)
         grad = random_tensor(shape, torch.float32, layout)
         check(shape, 2, torch.float32, "contiguous", grad_output=grad)
@@ -97,30 +102,11 @@ def test_each_choice_of_wanted_gradients(dtype: torch.dtype, which: tuple[bool, 
             assert_as_accurate_as_torch(fast, native, exact, gradient=True)
 
 
-@all_dtypes
-def test_special_values_of_a_group(dtype: torch.dtype) -> None:
-    for value in (math.nan, math.inf, -math.inf):
-        for layout in ("contiguous", "channels_last"):
-            x = random_tensor((3, 4, 5, 6), dtype, layout)
-            x[1, 2, 3, 4] = value
-            fast, native = (m.group_norm(x, 2) for m in (fastdl.functional, F))
-            assert torch.equal(fast.isnan(), native.isnan()), f"{value} {layout}"
-
-
-@all_dtypes
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_values_that_are_all_equal_give_the_bias(dtype: torch.dtype, layout: str) -> None:
-    for value in (-7.25, 0.0, 1000.0):
-        x = LAYOUTS[layout](torch.full((3, 4, 9, 11), value, dtype=dtype))
-        bias = random_tensor((4,), dtype)
-        output = fastdl.functional.group_norm(x, 2, torch.ones_like(bias), bias)
-        assert_same_bits(output, bias.reshape(4, 1, 1).expand(x.shape))
-
-
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_the_number_of_threads_changes_no_bit(layout: str) -> None:
-    leaves = [random_tensor((2, 4, 330, 250), torch.float32, layout), *torch.randn(2, 4)]
+    # Groups in parts: one after another by one thread, all at once by three
+    leaves = [random_tensor((2, 4, 330, 420), torch.float32, layout), *torch.randn(2, 4)]
     results = []
     for threads in (1, 3):
         torch.set_num_threads(threads)

@@ -188,7 +188,7 @@ def test_divisors_have_the_outcome_of_torch() -> None:
             repr(divisor),
         )
     for wrong in (True, 2.5, "1"):
-        with pytest.raises(TypeError, match="'divisor_override'.* must be int, not"):
+        with pytest.raises(TypeError, match=r"'divisor_override'.* must be int, not"):
             fastdl.functional.avg_pool2d(X, 2, divisor_override=wrong)  # type: ignore[arg-type]
 
 

@@ -68,7 +68,7 @@ variable_list differentiable_backward(const Tensor& grad_output, const Tensor& i
       if (weight.defined()) activated = activated * of_channels(weight.detach());
       if (bias.defined()) activated = activated + of_channels(bias.detach());
     }
-    grad = grad * (activated <= 0).logical_not();
+    grad = grad.masked_fill(activated <= 0, 0);  // not a product: 0 times infinity is NaN
   }
   variable_list grads(4);
   if (wanted[0]) {
@@ -142,7 +142,7 @@ Tensor batch_norm_autograd(const Tensor& input, const OptionalTensor& residual,
                            const OptionalTensor& weight, const OptionalTensor& bias,
                            const OptionalTensor& running_mean, const OptionalTensor& running_var,
                            bool training, double momentum, double eps, bool relu) {
-  if (any_requires_grad({input, residual, weight, bias})) {
+  if (any_requires_grad(input, residual, weight, bias)) {
     return BatchNormFunction::apply(input, residual, weight, bias, running_mean, running_var,
                                     training, momentum, eps, relu);
   }
@@ -161,12 +161,12 @@ std::optional<Tensor> call_or_hand_over(const BatchNormTensors& tensors, bool tr
                                         double momentum, double eps, bool relu) {
   const auto& [x, residual, weight, bias, running_mean, running_var] = tensors;
   const char* reason = reason_to_hand_over(x);
-  for (const Tensor& other : {residual, weight, bias, running_mean, running_var}) {
-    if (reason == nullptr && other.defined()) reason = reason_to_hand_over(other);
+  for (const Tensor* other : {&residual, &weight, &bias, &running_mean, &running_var}) {
+    if (reason == nullptr && other->defined()) reason = reason_to_hand_over(*other);
   }
   if (reason == nullptr) reason = reason_of_arguments(tensors, training);
   if (reason == nullptr && (training ? eps <= 0 : eps < 0)) reason = "an eps that torch refuses";
-  if (reason == nullptr && any_requires_grad({x, residual, weight, bias}) &&
+  if (reason == nullptr && any_requires_grad(x, residual, weight, bias) &&
       (x.is_inference() || (weight.defined() && weight.is_inference()))) {
     reason = "an inference tensor that the backward would need";
   }

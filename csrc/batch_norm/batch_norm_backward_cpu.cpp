@@ -3,8 +3,9 @@
 //   x^ = (x - mean) rstd,  dweight = sum g x^,  dbias = sum g,  dresidual = g
 //   training    dx = weight rstd (g - mean(g) - x^ mean(g x^))
 //   evaluation  dx = weight rstd g
-// Work is split and memory read as in batch_norm_forward_cpu.cpp: dy and x (and y after a residual)
-// once from memory in NCHW, twice channels last, in evaluation without parameters' gradients too.
+// Work is split as in batch_norm_forward_cpu.cpp. dy and x (and y after a residual) are read twice,
+// in NCHW the second time from the cache where a thread has a channel that fits; once in evaluation
+// without parameters' gradients.
 #include "batch_norm/batch_norm_cpu.h"
 
 namespace fastdl {

@@ -61,7 +61,9 @@ struct Rows {
   // f(range, first row, rows, first column, columns) for all ranges and tiles
   template <class F>
   void for_each_tile(F&& f) const {
-    parallel_for(0, ranges * tiles, 1, [&](int64_t begin, int64_t end) {
+    const int64_t elements = rows * std::min(cols, kColumns) / ranges;  // of a tile
+    const int64_t grain = std::max<int64_t>(1, kGrain / elements);
+    parallel_for(0, ranges * tiles, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t range = i / tiles, col = i % tiles * kColumns;
         const int64_t row = first_row(range);

@@ -1,10 +1,11 @@
 // Batch norm on CPU, with an optional residual and ReLU behind it, forward.
 //   y = [ReLU] ((x - mean) rstd weight + bias [+ residual]), rstd = 1 / sqrt(var + eps)
-// NCHW: a thread takes a channel, or where there are few of them a part of one, and finds its
-// planes in the cache when it writes: 2 moves of the tensor. Channels last: a thread takes rows, in
-// tiles of columns; tensors larger than the cache are read twice (3 moves). Evaluation: 2 moves.
-// Parts and tiles depend on sizes alone and are added in order: the same bits for any number of
-// threads. Outputs larger than the cache go past it. Floor: bytes moved / copy bandwidth.
+// NCHW: a thread takes a channel, and finds its planes in the cache when it writes: 2 moves of the
+// tensor. Where there are few channels, it takes parts of them, first of all moments, then of all
+// outputs; channels last it takes rows, in tiles of columns for the moments: tensors larger than
+// the cache are then read twice (3 moves). Evaluation: 2 moves. Parts and tiles depend on sizes
+// alone and are added in order: the same bits for any number of threads. Where input and output are
+// larger than the cache, the output goes past it. Floor: bytes moved / copy bandwidth.
 #include "batch_norm/batch_norm_cpu.h"
 
 namespace fastdl {

@@ -35,7 +35,7 @@ const char* reason_of_arguments(const BatchNormTensors& tensors, bool training) 
   if (mean.defined() != var.defined()) return "one of running_mean and running_var alone";
   if (!training && !mean.defined()) return "no running statistics in evaluation";
   if (const char* reason =
-          reason_of_channel_parameters(x, {tensors.weight, tensors.bias, mean, var})) {
+          reason_of_channel_parameters(x, {&tensors.weight, &tensors.bias, &mean, &var})) {
     return reason;
   }
   if (mean.defined()) {
@@ -66,8 +66,8 @@ void fill_common(Args& args, const BatchNormTensors& tensors, bool training, boo
   const auto dtype = kernel_dtype(x.scalar_type());
   TORCH_CHECK_NOT_IMPLEMENTED(dtype, "fastdl::batch_norm: no kernel for ", x.scalar_type());
   args.dtype = args.weight_dtype = *dtype;
-  for (const Tensor& parameter : {tensors.weight, tensors.bias, tensors.running_mean}) {
-    if (parameter.defined()) args.weight_dtype = *kernel_dtype(parameter.scalar_type());
+  for (const Tensor* parameter : {&tensors.weight, &tensors.bias, &tensors.running_mean}) {
+    if (parameter->defined()) args.weight_dtype = *kernel_dtype(parameter->scalar_type());
   }
   args.shape = {x.size(0), x.size(1), x.numel() / (x.size(0) * x.size(1)), !x.is_contiguous()};
   args.input = x.const_data_ptr();
@@ -127,6 +127,8 @@ FourTensors batch_norm_backward_kernel(const Tensor& grad_output, const Tensor& 
                                        const OptionalTensor& bias, const Tensor& statistics,
                                        std::array<bool, 4> wanted, at::ScalarType weight_dtype,
                                        bool training, bool relu) {
+  check_same_device("fastdl::batch_norm_backward", input, grad_output, output, weight, bias,
+                    statistics);
   const auto format = format_of(input);
   const BatchNormTensors tensors{aligned_on_gpu(input.contiguous(format)),
                                  contiguous_or_undefined(output, format),
@@ -134,7 +136,7 @@ FourTensors batch_norm_backward_kernel(const Tensor& grad_output, const Tensor& 
   const Tensor& x = tensors.input;
   const char* reason = reason_of_input(x);
   if (reason == nullptr) reason = reason_of_residual(x, tensors.residual);
-  if (reason == nullptr) reason = reason_of_channel_parameters(x, {tensors.weight, tensors.bias});
+  if (reason == nullptr) reason = reason_of_channel_parameters(x, {&tensors.weight, &tensors.bias});
   TORCH_CHECK(reason == nullptr, "fastdl::batch_norm_backward: ", reason);
   BatchNormBackwardArgs args{};
   fill_common(args, tensors, training, relu);
@@ -179,10 +181,11 @@ FourTensors batch_norm_backward_kernel(const Tensor& grad_output, const Tensor& 
   return {grad_input, grad_residual, grad_weight, grad_bias};
 }
 
-std::tuple<Tensor, Tensor> batch_norm_forward_meta(const Tensor& input, const OptionalTensor&,
-                                                   const OptionalTensor&, const OptionalTensor&,
-                                                   const OptionalTensor&, const OptionalTensor&,
-                                                   bool, double, double, bool) {
+std::tuple<Tensor, Tensor> batch_norm_forward_meta(
+    const Tensor& input, const OptionalTensor& residual, const OptionalTensor& weight,
+    const OptionalTensor& bias, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, bool, double, double, bool) {
+  check_same_device("fastdl::batch_norm", input, residual, weight, bias, running_mean, running_var);
   return {at::empty_symint(input.sym_sizes(), input.options(), format_of(input)),
           at::empty_symint({c10::SymInt(2), input.sym_size(1)}, channel_statistics_options(input))};
 }
@@ -195,10 +198,13 @@ Tensor batch_norm_meta(const Tensor& input, const OptionalTensor& residual,
                                              running_var, training, momentum, eps, relu));
 }
 
-FourTensors batch_norm_backward_meta(const Tensor&, const Tensor& input, const OptionalTensor&,
-                                     const OptionalTensor&, const OptionalTensor&, const Tensor&,
+FourTensors batch_norm_backward_meta(const Tensor& grad_output, const Tensor& input,
+                                     const OptionalTensor& output, const OptionalTensor& weight,
+                                     const OptionalTensor& bias, const Tensor& statistics,
                                      std::array<bool, 4> wanted, at::ScalarType weight_dtype, bool,
                                      bool) {
+  check_same_device("fastdl::batch_norm_backward", input, grad_output, output, weight, bias,
+                    statistics);
   const auto like_input = [&](bool want) {
     return want ? at::empty_symint(input.sym_sizes(), input.options(), format_of(input))
                 : at::empty({0}, input.options());

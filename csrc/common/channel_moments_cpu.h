@@ -1,8 +1,9 @@
 // Mean and variance of channels for batch_norm and group_norm on CPU, over runs (the planes of a
-// channel) or over the columns of rows (channels last). One pass: sums of d = x - shift and d^2, in
-// float over some thousand elements about the mean of those before, which are then combined in
-// double by Chan's formula. What a shift that is off loses is at most about a rounding of the
-// variance that the shift's error itself is part of. Only the first elements are read twice.
+// channel) or over the columns of rows (channels last). One pass over blocks, of kChunk elements of
+// runs or kRows of each column: sums of d = x - shift and d^2 in Accumulate<T>, which are combined
+// in double by Chan's formula. The shift is the mean of the blocks before: where that is off, the
+// difference is part of the variance, and what it costs is about a rounding of that. Only the first
+// block is read twice, for a shift of its own; where the squares overflow, all is read again.
 #pragma once
 
 #include <algorithm>
@@ -57,8 +58,8 @@ inline void for_chunks(const Runs& runs, F&& f) {
   }
 }
 
-// Sums over runs of the two vectors that term(offset, count) gives; lanes past the end must be
-// zero.
+// The sums over runs of what term(offset, count, sum, other) adds to its two vectors: nothing in
+// lanes past the end.
 template <class T, class F>
 inline std::array<double, 2> sum_runs(const Runs& runs, F&& term) {
   using V = Vec<T>;
@@ -126,7 +127,7 @@ inline constexpr int64_t kColumns = 512;  // that are taken at once: their sums 
 inline constexpr int64_t kRows = 64;      // added in float before going on in double
 inline constexpr int kTogether = 4;       // rows that share a load of what a column has
 
-// Adds the two vectors of term(offset, column, count, sum, other) over rows to sums[2][kColumns].
+// Of what term(offset, column, count, sum, other) adds over rows, in sums[2][kColumns].
 template <class T, class F>
 inline void sum_columns(int64_t rows, int64_t cols, int64_t stride, Accumulate<T>* sums, F&& term) {
   using A = Accumulate<T>;

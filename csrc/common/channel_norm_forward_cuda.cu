@@ -19,6 +19,10 @@ struct Moments {
 
   __device__ __forceinline__ void add(const Moments& other) {
     if (other.count == 0) return;
+    if (count == 0) {  // what follows would multiply 0 by a square that may be infinite
+      *this = other;
+      return;
+    }
     const A total = count + other.count, share = other.count / total;
     const A difference = other.mean - mean;
     mean += difference * share;

@@ -12,10 +12,11 @@ namespace fastdl {
 inline namespace CPU_CAPABILITY {
 
 inline constexpr int64_t kGrain = 16384;      // elements worth waking a thread for
-inline constexpr int64_t kPart = 128 * 1024;  // elements that one thread takes at least
+inline constexpr int64_t kPart = 128 * 1024;  // elements that are worth a part of their own
 
 // first(unit, part) for all of `parts` parts, then second(unit), then third(unit, part) for all:
-// one unit after another where there are enough of them, which finds it in the cache again.
+// one unit, of `elements`, after another where there are enough of them, which finds it in the
+// cache again.
 template <class First, class Second, class Third>
 inline void for_each_unit(int64_t units, int64_t parts, int64_t elements, First&& first,
                           Second&& second, Third&& third) {
@@ -32,9 +33,11 @@ inline void for_each_unit(int64_t units, int64_t parts, int64_t elements, First&
       finish_writes();
     });
   } else {
-    parallel_for(0, units * parts, 1, [&](auto begin, auto end) { for_parts(begin, end, first); });
+    const int64_t grain = std::max<int64_t>(1, kGrain * parts / elements);  // planes may be small
+    parallel_for(0, units * parts, grain,
+                 [&](auto begin, auto end) { for_parts(begin, end, first); });
     for (int64_t unit = 0; unit < units; ++unit) second(unit);
-    parallel_for(0, units * parts, 1, [&](auto begin, auto end) {
+    parallel_for(0, units * parts, grain, [&](auto begin, auto end) {
       for_parts(begin, end, third);
       finish_writes();
     });

@@ -2,8 +2,9 @@
 //   dx = rstd (dy weight - mean(dy weight) - x^ mean(dy weight x^))
 //   dweight = sum over samples and space of dy x^,  dbias = sum of dy
 // The sums of dy and dy (x - mean) over each plane (channels last: over each column of a sample)
-// are kept in double, and give all of these. Work is split as in group_norm_forward_cpu.cpp: 3
-// moves of the tensor while a group (or sample) fits the cache, else 5.
+// are kept in double, and give all of these. Work is split as in group_norm_forward_cpu.cpp, but a
+// group's parts are its planes: 3 moves of the tensor while a group (or sample) fits the cache,
+// else 5.
 #include "group_norm/group_norm_cpu.h"
 
 namespace fastdl {

@@ -1,11 +1,11 @@
 // Group norm on CPU, forward: for each sample and group of channels
 //   y = (x - mean) rstd weight + bias, rstd = 1 / sqrt(var + eps)
-// NCHW: a group's channels are one contiguous row, which a thread takes (or a part, where there are
-// few and long ones) and finds in the cache when it writes. Channels last: a thread takes a sample
-// (or a range of its positions), whose moments by column are combined by group. 2 moves of the
-// tensor while a row or sample fits the cache, else 3. Parts depend on sizes alone and are added in
-// order: the same bits for any number of threads. Outputs larger than the cache go past it.
-// Floor: bytes moved / copy bandwidth.
+// NCHW: a group's channels are one contiguous row, which a thread takes and finds in the cache when
+// it writes. Channels last: a thread takes a sample, whose moments by column are combined by group.
+// 2 moves of the tensor while a row or sample fits the cache, else 3. Where there are few and long
+// ones, threads take parts of them, first of all moments, then of all outputs. Parts depend on
+// sizes alone and are added in order: the same bits for any number of threads. Where input and
+// output are larger than the cache, the output goes past it. Floor: bytes moved / copy bandwidth.
 #include "group_norm/group_norm_cpu.h"
 
 namespace fastdl {

@@ -25,7 +25,7 @@ const char* reason_of_arguments(const Tensor& x, int64_t groups, const Tensor& w
   if (x.dim() < 2) return "an input of less than 2 dimensions";
   if (x.numel() == 0) return "an empty input";
   if (groups < 1 || x.size(1) % groups != 0) return "num_groups does not divide the channels";
-  return reason_of_channel_parameters(x, {weight, bias});
+  return reason_of_channel_parameters(x, {&weight, &bias});
 }
 
 // As in torch: channels last where the input is, on the CPU alone.
@@ -41,8 +41,8 @@ void fill_common(Args& args, const Tensor& x, int64_t groups, const Tensor& weig
   const auto dtype = kernel_dtype(x.scalar_type());
   TORCH_CHECK_NOT_IMPLEMENTED(dtype, "fastdl::group_norm: no kernel for ", x.scalar_type());
   args.dtype = args.weight_dtype = *dtype;
-  for (const Tensor& parameter : {weight, bias}) {
-    if (parameter.defined()) args.weight_dtype = *kernel_dtype(parameter.scalar_type());
+  for (const Tensor* parameter : {&weight, &bias}) {
+    if (parameter->defined()) args.weight_dtype = *kernel_dtype(parameter->scalar_type());
   }
   args.shape = {x.size(0), x.size(1), x.numel() / (x.size(0) * x.size(1)), groups,
                 !x.is_contiguous()};
@@ -88,6 +88,7 @@ ThreeTensors group_norm_backward_kernel(const Tensor& grad_output, const Tensor&
                                         int64_t num_groups, const OptionalTensor& weight,
                                         const Tensor& statistics, std::array<bool, 3> wanted,
                                         at::ScalarType weight_dtype) {
+  check_same_device("fastdl::group_norm_backward", input, grad_output, weight, statistics);
   const auto format = format_of(input);
   const Tensor x = aligned_on_gpu(input.contiguous(format));
   const Tensor w = contiguous_or_undefined(weight), saved = statistics.contiguous();
@@ -127,8 +128,9 @@ ThreeTensors group_norm_backward_kernel(const Tensor& grad_output, const Tensor&
 }
 
 std::tuple<Tensor, Tensor> group_norm_forward_meta(const Tensor& input, c10::SymInt num_groups,
-                                                   const OptionalTensor&, const OptionalTensor&,
-                                                   double) {
+                                                   const OptionalTensor& weight,
+                                                   const OptionalTensor& bias, double) {
+  check_same_device("fastdl::group_norm", input, weight, bias);
   return {at::empty_symint(input.sym_sizes(), input.options(), format_of(input)),
           at::empty_symint({c10::SymInt(2), input.sym_size(0), num_groups},
                            channel_statistics_options(input))};
@@ -139,9 +141,10 @@ Tensor group_norm_meta(const Tensor& input, c10::SymInt num_groups, const Option
   return std::get<0>(group_norm_forward_meta(input, num_groups, weight, bias, eps));
 }
 
-ThreeTensors group_norm_backward_meta(const Tensor&, const Tensor& input, c10::SymInt,
-                                      const OptionalTensor&, const Tensor&,
+ThreeTensors group_norm_backward_meta(const Tensor& grad_output, const Tensor& input, c10::SymInt,
+                                      const OptionalTensor& weight, const Tensor& statistics,
                                       std::array<bool, 3> wanted, at::ScalarType weight_dtype) {
+  check_same_device("fastdl::group_norm_backward", input, grad_output, weight, statistics);
   const auto of_channels = [&](bool want) {
     return at::empty_symint({want ? input.sym_size(1) : c10::SymInt(0)},
                             input.options().dtype(weight_dtype));
@@ -247,7 +250,7 @@ struct GroupNormFunction : torch::autograd::Function<GroupNormFunction> {
 
 Tensor group_norm_autograd(const Tensor& input, c10::SymInt num_groups,
                            const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
-  if (any_requires_grad({input, weight, bias})) {
+  if (any_requires_grad(input, weight, bias)) {
     return GroupNormFunction::apply(input, num_groups, weight, bias, eps);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -304,7 +307,7 @@ std::optional<Tensor> group_norm(const PlainTensor& input, Integer num_groups,
   if (reason == nullptr && x.numel() / x.size(1) * (x.size(1) / num_groups) == 1) {
     reason = "one value per group";
   }
-  if (reason == nullptr && any_requires_grad({x, w, b}) &&
+  if (reason == nullptr && any_requires_grad(x, w, b) &&
       (x.is_inference() || (w.defined() && w.is_inference()))) {
     reason = "an inference tensor that the backward would need";
   }

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as native
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.fx import Proxy, Tracer
 
 from fastdl import _C
 
@@ -82,8 +83,7 @@ def functional_arguments(
     module: torch.nn.modules.batchnorm._BatchNorm, input: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, bool, float, float]:
     """What torch's module passes to the function behind its input; counts the batch."""
-    if isinstance(input, Tensor):  # torch.fx traces with something else
-        module._check_input_dim(input)  # type: ignore[no-untyped-call]
+    module._check_input_dim(input)  # type: ignore[no-untyped-call]
     factor = 0.0 if module.momentum is None else module.momentum
     if module.training and module.track_running_stats and module.num_batches_tracked is not None:
         module.num_batches_tracked.add_(1)
@@ -96,22 +96,33 @@ def functional_arguments(
     return (running_mean, running_var, module.weight, module.bias, training, factor, module.eps)
 
 
+def run(module: torch.nn.modules.batchnorm._BatchNorm, input: Tensor) -> Tensor:
+    """What all of the modules do."""
+    if isinstance(input, Proxy) and isinstance(input.tracer, Tracer):
+        # torch.fx records modules of torch.nn whole. So must this one be, whose count would be made
+        # while tracing; but for the root of a graph, which is refused as torch's.
+        path = input.tracer.path_of_module(module)
+        if path:
+            return input.tracer.create_proxy("call_module", path, (input,), {})
+    return batch_norm(input, *functional_arguments(module, input))
+
+
 class BatchNorm1d(torch.nn.BatchNorm1d):
     """``torch.nn.BatchNorm1d`` on :func:`batch_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return batch_norm(input, *functional_arguments(self, input))
+        return run(self, input)
 
 
 class BatchNorm2d(torch.nn.BatchNorm2d):
     """``torch.nn.BatchNorm2d`` on :func:`batch_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return batch_norm(input, *functional_arguments(self, input))
+        return run(self, input)
 
 
 class BatchNorm3d(torch.nn.BatchNorm3d):
     """``torch.nn.BatchNorm3d`` on :func:`batch_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return batch_norm(input, *functional_arguments(self, input))
+        return run(self, input)

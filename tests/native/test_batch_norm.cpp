@@ -158,6 +158,24 @@ void check_case(const Case& c) {
   });
 }
 
+// Means whose squares are beyond float must not meet the statistics of no elements.
+void check_equal_huge_values() {
+  constexpr int64_t kChannels = 3;
+  for (const bool last : {false, true}) {
+    const BatchNormShape shape{2, kChannels, 100, last};
+    const Buffer input = Buffer::filled(DType::kFloat32, shape.elements(), 0x1p100);
+    for_each_backend([&](const Backend& backend) {
+      Buffer output(DType::kFloat32, shape.elements());
+      Buffer mean(DType::kFloat32, kChannels), rstd(DType::kFloat32, kChannels);
+      backend.batch_norm_forward({input.data(), nullptr, nullptr, nullptr, nullptr, nullptr,
+                                  output.data(), mean.data(), rstd.data(), shape, kMomentum, kEps,
+                                  DType::kFloat32, DType::kFloat32, true, false});
+      check_close(output, std::vector<double>(shape.elements()), DType::kFloat32,
+                  "batch_norm of equal huge values " + backend.name);
+    });
+  }
+}
+
 }  // namespace
 
 void test_batch_norm() {
@@ -176,10 +194,17 @@ void test_batch_norm() {
     }
     check_case({{5, 600, 3, true}, dtype, dtype, true, true, false, true});
   }
-  // Channels in parts, on the CPU and on a GPU
-  check_case({{1, 2, 140000, false}, DType::kFloat32, DType::kFloat32, true, true, true, true});
-  check_case({{3, 1, 50003, true}, DType::kFloat32, DType::kFloat32, true, true, true, true});
+  check_equal_huge_values();
+  // Channels in parts: a GPU's have 1024 vectors or more
+  check_case({{1, 2, 40000, false}, DType::kFloat32, DType::kFloat32, true, true, true, true});
+  check_case({{3, 1, 10001, true}, DType::kFloat32, DType::kFloat32, true, true, true, true});
   if (!streams_past_the_cache()) return;
+  // The CPU's have 128 Ki elements or more: of a plane, of whole planes, of many channels (which
+  // are taken one after another), and channels last
+  check_case({{1, 2, 280000, false}, DType::kFloat32, DType::kFloat32, true, true, true, true});
+  check_case({{3, 1, 93335, false}, DType::kFloat32, DType::kFloat32, true, true, true, true});
+  check_case({{2, 4, 140000, false}, DType::kFloat32, DType::kFloat32, true, true, false, true});
+  check_case({{3, 1, 100002, true}, DType::kFloat32, DType::kFloat32, true, true, true, true});
   // Results larger than the cache are streamed.
   check_case({{9, 31, 4099, false}, DType::kFloat32, DType::kFloat32, true, true, true, true, 3});
   check_case({{9, 32, 4099, true}, DType::kFloat32, DType::kFloat32, true, true, true, true});

@@ -137,10 +137,15 @@ void test_group_norm() {
       }
     }
   }
-  // Groups in parts, on the CPU and on a GPU
-  check_case({{1, 4, 70000, 1, false}, DType::kFloat32, DType::kFloat32, true});
+  // Groups in parts: a GPU's have 1024 vectors or more
+  check_case({{1, 4, 10000, 1, false}, DType::kFloat32, DType::kFloat32, true});
   if (layouts == 1) return;
+  // The CPU's have 128 Ki elements or more: of one group, of as many as are taken one after
+  // another, and channels last
+  check_case({{1, 4, 70000, 1, false}, DType::kFloat32, DType::kFloat32, true});
+  check_case({{2, 4, 140000, 2, false}, DType::kFloat32, DType::kFloat32, true});
   check_case({{1, 4, 70001, 2, true}, DType::kFloat32, DType::kFloat32, true});
+  check_case({{4, 2, 140000, 1, true}, DType::kFloat32, DType::kFloat32, true});
   check_case({{2, 600, 9, 5, true}, DType::kFloat32, DType::kFloat32, true});
   // Results larger than the cache are streamed.
   check_case({{9, 32, 4099, 8, false}, DType::kFloat32, DType::kFloat32, true, 3});
