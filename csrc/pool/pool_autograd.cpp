@@ -78,20 +78,36 @@ bool is_channels_last(const Tensor& x) {
   return x.dim() == 4 && x.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
 }
 
-void save_windows(AutogradContext* ctx, const Tensor& input, const PoolWindows& windows) {
-  auto& data = ctx->saved_data;
-  data["kernel"] = windows.kernel;
-  data["stride"] = windows.stride;
-  data["padding"] = windows.padding;
-  data["dilation"] = windows.dilation;
-  data["output"] = windows.output;
-  data["input_size"] = c10::IValue(input.sym_sizes());
-  data["channels_last"] = is_channels_last(input);
+// What a backward pass needs to know
+struct PoolCall {
+  PoolWindows windows;
+  bool channels_last, count_include_pad = true;
+  int64_t divisor = 0;
+};
+
+// In one list: every entry of saved_data costs a call most of a microsecond.
+void save_call(AutogradContext* ctx, const Tensor& input, const PoolCall& call) {
+  const PoolWindows& w = call.windows;
+  std::vector<int64_t> numbers = {call.channels_last, call.count_include_pad, call.divisor,
+                                  static_cast<int64_t>(w.output.size())};
+  for (const auto* part : {&w.output, &w.kernel, &w.stride, &w.padding, &w.dilation}) {
+    numbers.insert(numbers.end(), part->begin(), part->end());
+  }
+  ctx->saved_data["call"] = std::move(numbers);
+  ctx->saved_data["input_size"] = c10::IValue(input.sym_sizes());
 }
 
-PoolWindows saved_windows(AutogradContext* ctx) {
-  const auto get = [&](const char* name) { return ctx->saved_data[name].toIntVector(); };
-  return {get("kernel"), get("stride"), get("padding"), get("dilation"), get("output")};
+PoolCall saved_call(AutogradContext* ctx) {
+  const std::vector<int64_t> numbers = ctx->saved_data["call"].toIntVector();
+  PoolCall call{{}, numbers[0] != 0, numbers[1] != 0, numbers[2]};
+  PoolWindows& w = call.windows;
+  auto from = numbers.begin() + 4;
+  for (auto* part : {&w.output, &w.kernel, &w.stride, &w.padding, &w.dilation}) {
+    if (from == numbers.end()) break;  // adaptive windows have only output sizes
+    part->assign(from, from + numbers[3]);
+    from += numbers[3];
+  }
+  return call;
 }
 
 const char* reason_of_backward(const Tensor& grad_output) {
@@ -153,7 +169,7 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [output, offsets] = call_forward(input, windows);
     ctx->save_for_backward({offsets});
-    save_windows(ctx, input, windows);
+    save_call(ctx, input, {windows, is_channels_last(input)});
     if (!wants_indices) return {output};
     Tensor indices = call_indices(offsets, input.sym_sizes(), windows, is_channels_last(input));
     ctx->mark_non_differentiable({indices});
@@ -163,23 +179,23 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     if (!grads[0].defined()) return variable_list(3);
     const Tensor offsets = ctx->get_saved_variables()[0];
-    const PoolWindows windows = saved_windows(ctx);
+    const PoolCall call = saved_call(ctx);
     const auto input_size = ctx->saved_data["input_size"].toSymIntVector();
-    const bool channels_last = ctx->saved_data["channels_last"].toBool();
     const char* reason = reason_of_backward(grads[0]);
     if (reason != nullptr) hand_over("max_pool backward", reason);
     const Tensor indices = [&] {
       const at::AutoDispatchBelowADInplaceOrView below;
-      return reason == nullptr ? Tensor()
-                               : call_indices(offsets, input_size, windows, channels_last);
+      return reason == nullptr
+                 ? Tensor()
+                 : call_indices(offsets, input_size, call.windows, call.channels_last);
     }();
     if (reason != nullptr) {
-      const int64_t dims = static_cast<int64_t>(windows.output.size());
+      const int64_t dims = static_cast<int64_t>(call.windows.output.size());
       return {differentiable_max_backward(grads[0], indices, input_size, dims), Tensor(), Tensor()};
     }
     const at::AutoDispatchBelowADInplaceOrView below;
-    return {call_backward(grads[0], offsets, input_size, windows, channels_last), Tensor(),
-            Tensor()};
+    return {call_backward(grads[0], offsets, input_size, call.windows, call.channels_last),
+            Tensor(), Tensor()};
   }
 };
 
@@ -187,9 +203,7 @@ struct AvgPoolFunction : torch::autograd::Function<AvgPoolFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const PoolWindows& windows,
                         bool count_include_pad, int64_t divisor) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    save_windows(ctx, input, windows);
-    ctx->saved_data["count_include_pad"] = count_include_pad;
-    ctx->saved_data["divisor"] = divisor;
+    save_call(ctx, input, {windows, is_channels_last(input), count_include_pad, divisor});
     return call_avg_pool(input, windows, count_include_pad, divisor);
   }
 
@@ -197,10 +211,8 @@ struct AvgPoolFunction : torch::autograd::Function<AvgPoolFunction> {
     variable_list results(4);
     if (!grads[0].defined()) return results;
     (void)ctx->get_saved_variables();  // none, but a second backward is then an error as in torch
-    const PoolWindows windows = saved_windows(ctx);
+    const auto [windows, channels_last, count_include_pad, divisor] = saved_call(ctx);
     const auto input_size = ctx->saved_data["input_size"].toSymIntVector();
-    const bool count_include_pad = ctx->saved_data["count_include_pad"].toBool();
-    const int64_t divisor = ctx->saved_data["divisor"].toInt();
     if (const char* reason = reason_of_backward(grads[0])) {
       hand_over("avg_pool backward", reason);
       results[0] =
@@ -208,7 +220,7 @@ struct AvgPoolFunction : torch::autograd::Function<AvgPoolFunction> {
     } else {
       const at::AutoDispatchBelowADInplaceOrView below;
       results[0] = call_avg_pool_backward(grads[0], input_size, windows, count_include_pad, divisor,
-                                          ctx->saved_data["channels_last"].toBool());
+                                          channels_last);
     }
     return results;
   }
