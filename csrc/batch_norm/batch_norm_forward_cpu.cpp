@@ -62,12 +62,10 @@ void forward_planes(const BatchNormForwardArgs& args, const ForwardData<T>& data
   for_each_unit(
       channels, planes.parts, elements,
       [&](int64_t c, int64_t number) {
-        if (!args.training) return;
         const Part part = planes.part(c, number);
         of_parts[c * planes.parts + number] = moments_of_runs(data.input + part.offset, part.runs);
       },
       [&](int64_t c) {
-        if (!args.training) return known.set_from_running(c);
         Moments all = of_parts[c * planes.parts];
         for (int64_t p = 1; p < planes.parts; ++p) all.add(of_parts[c * planes.parts + p]);
         known.set_from(c, all);
@@ -76,6 +74,29 @@ void forward_planes(const BatchNormForwardArgs& args, const ForwardData<T>& data
         const Part part = planes.part(c, number);
         normalise_runs(data.from(part.offset), part.runs, known.at(c), next);
       });
+}
+
+// With running statistics: planes in the order of memory.
+template <class T>
+void evaluate_planes(const BatchNormForwardArgs& args, const ForwardData<T>& data) {
+  using A = Accumulate<T>;
+  const int64_t channels = args.shape.channels, spatial = args.shape.spatial;
+  Carver scratch(channels * 3 * sizeof(A), 3);
+  ForwardChannels<A> known{args, scratch.take<A>(channels), scratch.take<A>(channels),
+                           scratch.take<A>(channels)};
+  parallel_for(0, channels, 512, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) known.set_from_running(c);
+  });
+  const int64_t parts = std::clamp<int64_t>(spatial / kPart, 1, 64);  // of a plane
+  const int64_t grain = std::max<int64_t>(1, kGrain * parts / spatial);
+  parallel_for(0, args.shape.batch * channels * parts, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t plane = i / parts, first = part_begin(spatial, i % parts, parts);
+      const Runs run{1, part_begin(spatial, i % parts + 1, parts) - first, spatial};
+      normalise_runs(data.from(plane * spatial + first), run, known.at(plane % channels), 0);
+    }
+    finish_writes();
+  });
 }
 
 template <class T>
@@ -137,8 +158,10 @@ void batch_norm_forward<kBuildIsa>(const BatchNormForwardArgs& args) {
     if (args.shape.channels_last || args.shape.spatial == 1) {
       data.streaming = data.streaming && rows_are_aligned(data.output, args.shape.channels);
       forward_rows<T>(args, data);
-    } else {
+    } else if (args.training) {
       forward_planes<T>(args, data);
+    } else {
+      evaluate_planes<T>(args, data);
     }
   });
 }

@@ -93,14 +93,17 @@ inline bool worth_streaming_runs(const Runs& runs) {
 }
 
 // Calls f(position, count) one vector at a time, aligned when streaming: memory, not arithmetic, is
-// what these passes wait for.
+// what these passes wait for. The last vector overlaps the one before it where that is allowed: so
+// it writes the same twice, instead of a part.
 template <class T, class F>
 inline void for_output_run(T* output, int64_t size, bool streaming, F&& f) {
   const int64_t past = reinterpret_cast<uintptr_t>(output) % (kWidth<T> * sizeof(T)) / sizeof(T);
   int64_t i = streaming && past != 0 ? std::min(kWidth<T> - past, size) : 0;
   if (i > 0) f(int64_t{0}, i);
   for (; i + kWidth<T> <= size; i += kWidth<T>) f(i, kWhole);
-  if (i < size) f(i, size - i);
+  if (i == size) return;
+  if (streaming || size < kWidth<T>) return f(i, size - i);
+  f(size - kWidth<T>, kWhole);
 }
 
 template <class T>

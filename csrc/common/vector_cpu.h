@@ -96,6 +96,17 @@ inline void store_vector(T* data, Vec<T> value) {
   }
 }
 
+#if defined(CPU_CAPABILITY_AVX2) && !defined(CPU_CAPABILITY_AVX512)
+// Puts the 2^n bytes before `end` in front of those of a vector.
+template <int kBytes>
+inline const char* load_front(const char* end, __m128i& bits) {
+  __m128i front = _mm_setzero_si128();
+  std::memcpy(&front, end - kBytes, kBytes);  // a single move
+  bits = _mm_or_si128(_mm_slli_si128(bits, kBytes), front);
+  return end - kBytes;
+}
+#endif
+
 // The first `count` (1 to kWidth<T>) elements at `data`, the other lanes `fill`.
 template <class T>
 inline Vec<T> load_vector(const T* data, int64_t count, Accumulate<T> fill) {
@@ -112,11 +123,25 @@ inline Vec<T> load_vector(const T* data, int64_t count, Accumulate<T> fill) {
   }
 #else
 #if defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<T, double>) {
+    const __m256i mask =
+        _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+    return _mm256_blendv_pd(_mm256_set1_pd(fill), _mm256_maskload_pd(data, mask),
+                            _mm256_castsi256_pd(mask));
+  }
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes);
   if constexpr (std::is_same_v<T, float>) {
-    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes);
     return _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(data, mask),
                             _mm256_castsi256_ps(mask));
+  } else if constexpr (sizeof(T) == 2) {
+    if (count == kWidth<T>) return load_vector(data);
+    const char* from = reinterpret_cast<const char*>(data + count);
+    __m128i bits = _mm_setzero_si128();
+    if (count & 1) from = load_front<2>(from, bits);
+    if (count & 2) from = load_front<4>(from, bits);
+    if (count & 4) load_front<8>(from, bits);
+    return _mm256_blendv_ps(_mm256_set1_ps(fill), widen<T>(bits), _mm256_castsi256_ps(mask));
   }
 #endif
   alignas(64) T padded[kWidth<T>] = {};
@@ -128,6 +153,16 @@ inline Vec<T> load_vector(const T* data, int64_t count, Accumulate<T> fill) {
 #endif
 }
 
+#if defined(CPU_CAPABILITY_AVX2) && !defined(CPU_CAPABILITY_AVX512)
+// Stores the first 2^n bytes of a vector, and brings those behind them to the front.
+template <int kBytes>
+inline char* store_front(char* data, __m128i& bits) {
+  std::memcpy(data, &bits, kBytes);  // a single move
+  bits = _mm_srli_si128(bits, kBytes);
+  return data + kBytes;
+}
+#endif
+
 // Stores the first `count` (1 to kWidth<T>) elements.
 template <class T>
 inline void store_vector(T* data, Vec<T> value, int64_t count) {
@@ -137,15 +172,27 @@ inline void store_vector(T* data, Vec<T> value, int64_t count) {
   } else {
     _mm256_mask_storeu_epi16(data, static_cast<__mmask16>((1u << count) - 1), narrow<T>(value));
   }
-#else
-#if defined(CPU_CAPABILITY_AVX2)
-  if constexpr (std::is_same_v<T, float>) {
-    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    _mm256_maskstore_ps(data, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes),
-                        value);
-    return;
+#elif defined(CPU_CAPABILITY_AVX2)
+  // Not a masked store, which takes a hundred cycles on some processors.
+  if (count == kWidth<T>) return store_vector(data, value);
+  char* to = reinterpret_cast<char*>(data);
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+  __m128i bits;
+  if constexpr (sizeof(T) == 2) {
+    bits = narrow<T>(value);
+  } else {
+    __m256i whole;
+    std::memcpy(&whole, &value, sizeof(whole));
+    bits = _mm256_castsi256_si128(whole);
+    if (bytes & 16) {
+      to = store_front<16>(to, bits);
+      bits = _mm256_extracti128_si256(whole, 1);
+    }
   }
-#endif
+  if (bytes & 8) to = store_front<8>(to, bits);
+  if (bytes & 4) to = store_front<4>(to, bits);
+  if (bytes & 2) store_front<2>(to, bits);
+#else
   alignas(64) T padded[kWidth<T>];
   store_vector(padded, value);
   std::memcpy(data, padded, count * sizeof(T));
