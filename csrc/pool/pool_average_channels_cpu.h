@@ -17,87 +17,136 @@ inline int64_t divisor_at(const AveragePoolArgs& args, const PoolAxis& axis, int
   return std::min(axis.kernel, axis.input + axis.padding - window.start);
 }
 
+template <class A>
+std::vector<A> divisors_of(const AveragePoolArgs& args, const PoolAxis& axis) {
+  std::vector<A> divisors(axis.output);
+  for (int64_t i = 0; i < axis.output; ++i) divisors[i] = static_cast<A>(divisor_at(args, axis, i));
+  return divisors;
+}
+
 // The number that all divisors of an axis are multiplied with.
 inline int64_t common_divisor(const AveragePoolArgs& args) {
   return args.divisor != 0 ? args.divisor : 1;
 }
 
-template <class T>
-void mean_of_pixels(const AveragePoolArgs& args, int64_t begin, int64_t end, bool streaming) {
+// Adds the elements of a window to the sums of a block of channels. Large windows are halved: many
+// numbers one by one would lose digits.
+template <class T, int kVectors, class Count>
+void add_window(const T* x, int64_t rows, int64_t cols, int64_t row_step, int64_t inner,
+                Count count, Vec<T>* sums) {
   using A = Accumulate<T>;
-  using V = Vec<T>;
-  const PoolShape& shape = args.shape;
-  const PoolAxis &h = shape.h, &w = shape.w;
-  const int64_t inner = shape.inner;
-  constexpr int64_t group = 16;
-  for (int64_t pixel = begin; pixel < end; ++pixel) {
-    const int64_t col = pixel % w.output, row = pixel / w.output % h.output;
-    const int64_t image = pixel / w.output / h.output;
-    const Window rows = window_at(h, row), cols = window_at(w, col);
-    const int64_t first =
-        (image * h.input + rows.start + rows.first) * w.input + cols.start + cols.first;
-    const T* const x = static_cast<const T*>(args.input) + first * inner;
-    T* const y = static_cast<T*>(args.output) + pixel * inner;
-    const V divisor(
-        static_cast<A>(divisor_at(args, h, row) * divisor_at(args, w, col) * common_divisor(args)));
-    for_channels<T>(inner, [&](int64_t c, auto vectors, auto count) {
-      V sums[vectors()];
-      for (V& sum : sums) sum = V(A(0));
-      // Rows, and groups of rows, are summed apart: many numbers one by one would lose digits.
-      for (int64_t first = 0; first < rows.count(); first += group) {
-        V of_group[vectors()];
-        for (V& sum : of_group) sum = V(A(0));
-        for (int64_t i = first; i < std::min(rows.count(), first + group); ++i) {
-          V line[vectors()];
-          for (V& sum : line) sum = V(A(0));
-          for (int64_t j = 0; j < cols.count(); ++j) {
-            const T* const tap = x + (i * w.input + j) * inner + c;
-            for (int k = 0; k < vectors(); ++k) {
-              line[k] = line[k] + load_vector(tap + k * kWidth<T>, count, A(0));
-            }
-          }
-          for (int k = 0; k < vectors(); ++k) of_group[k] = of_group[k] + line[k];
+  if (rows * cols <= 16) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* tap = x + i * row_step;
+      for (int64_t j = 0; j < cols; ++j, tap += inner) {
+        for (int k = 0; k < kVectors; ++k) {
+          sums[k] = sums[k] + load_vector(tap + k * kWidth<T>, count, A(0));
         }
-        for (int k = 0; k < vectors(); ++k) sums[k] = sums[k] + of_group[k];
       }
-      for (int k = 0; k < vectors(); ++k) {
-        write_vector(y + c + k * kWidth<T>, sums[k] / divisor, count, streaming);
-      }
-    });
+    }
+    return;
   }
+  const int64_t top = rows > 1 ? rows / 2 : rows, left = rows > 1 ? cols : cols / 2;
+  Vec<T> halves[2][kVectors];
+  for (int k = 0; k < kVectors; ++k) halves[0][k] = halves[1][k] = Vec<T>(A(0));
+  const auto add_half = [&](const T* from, int64_t height, int64_t width, Vec<T>* half) {
+    add_window<T, kVectors>(from, height, width, row_step, inner, count, half);
+  };
+  add_half(x, top, left, halves[0]);
+  rows > 1 ? add_half(x + top * row_step, rows - top, cols, halves[1])
+           : add_half(x + left * inner, rows, cols - left, halves[1]);
+  for (int k = 0; k < kVectors; ++k) sums[k] = sums[k] + (halves[0][k] + halves[1][k]);
 }
 
 template <class T>
-void gradient_of_pixels(const AveragePoolArgs& args, int64_t begin, int64_t end, bool streaming) {
+void average_pixels(const AveragePoolArgs& args, const PoolShape& shape, bool streaming) {
   using A = Accumulate<T>;
   using V = Vec<T>;
-  const PoolShape& shape = args.shape;
+  const PoolAxis &h = shape.h, &w = shape.w;
+  const int64_t inner = shape.inner, row_step = w.input * inner;
+  const std::vector<Window> all_rows = windows_of(h), all_cols = windows_of(w);
+  const std::vector<A> row_divisors = divisors_of<A>(args, h),
+                       col_divisors = divisors_of<A>(args, w);
+  const A common = static_cast<A>(common_divisor(args));
+  const int64_t grain = std::max<int64_t>(1, kGrain / (window_taps(shape) * inner));
+  parallel_for(0, shape.outer * h.output * w.output, grain, [&](int64_t begin, int64_t end) {
+    for_pixels(begin, end, h.output, w.output,
+               [&](int64_t pixel, int64_t image, int64_t row, int64_t col) {
+                 const Window &rows = all_rows[row], &cols = all_cols[col];
+                 const T* const x = static_cast<const T*>(args.input) +
+                                    (image * h.input + rows.start + rows.first) * row_step +
+                                    (cols.start + cols.first) * inner;
+                 T* const y = static_cast<T*>(args.output) + pixel * inner;
+                 const V divisor(row_divisors[row] * col_divisors[col] * common);
+                 for_channels<T>(inner, [&](int64_t c, auto vectors, auto count) {
+                   V sums[vectors()];
+                   for (V& sum : sums) sum = V(A(0));
+                   add_window<T, vectors()>(x + c, rows.count(), cols.count(), row_step, inner,
+                                            count, sums);
+                   for (int k = 0; k < vectors(); ++k) {
+                     write_vector(y + c + k * kWidth<T>, sums[k] / divisor, count, streaming);
+                   }
+                 });
+               });
+    finish_writes();
+  });
+}
+
+template <class T>
+void spread_pixels(const AveragePoolArgs& args, const PoolShape& shape, bool streaming) {
+  using A = Accumulate<T>;
+  using V = Vec<T>;
   const PoolAxis &h = shape.h, &w = shape.w;
   const int64_t inner = shape.inner;
-  for (int64_t pixel = begin; pixel < end; ++pixel) {
-    const int64_t col = pixel % w.input, row = pixel / w.input % h.input;
-    const int64_t image = pixel / w.input / h.input;
-    const Cover rows = cover_of(h, row), cols = cover_of(w, col);
+  const Sources all_rows(h), all_cols(w);
+  const std::vector<A> row_divisors = divisors_of<A>(args, h),
+                       col_divisors = divisors_of<A>(args, w);
+  const A common = static_cast<A>(common_divisor(args));
+  const int64_t windows = ceil_divide(window_taps(shape) * h.output * w.output, h.input * w.input);
+  const int64_t grain = std::max<int64_t>(1, kGrain / (windows * inner));
+  const auto spread = [&](int64_t pixel, int64_t image, int64_t row, int64_t col) {
+    const auto rows = all_rows.of(row), cols = all_cols.of(col);
     const T* const dy = static_cast<const T*>(args.input) + image * h.output * w.output * inner;
     T* const dx = static_cast<T*>(args.output) + pixel * inner;
+    // Away from edges one division is enough.
+    bool alike = true;
+    for (const auto& i : rows) alike &= row_divisors[i.output] == row_divisors[rows[0].output];
+    for (const auto& j : cols) alike &= col_divisors[j.output] == col_divisors[cols[0].output];
+    const auto for_sources = [&](auto&& f) {
+      for (const auto& i : rows) {
+        for (const auto& j : cols) {
+          f(dy + (i.output * w.output + j.output) * inner,
+            V(row_divisors[i.output] * col_divisors[j.output] * common));
+        }
+      }
+    };
+    V divisor(A(1));
+    if (alike) for_sources([&](const T*, V each) { divisor = each; });
     for_channels<T>(inner, [&](int64_t c, auto vectors, auto count) {
       V sums[vectors()];
       for (V& sum : sums) sum = V(A(0));
-      for (int64_t i = rows.first; i <= rows.last; ++i) {
-        const int64_t divisor = divisor_at(args, h, i) * common_divisor(args);
-        for (int64_t j = cols.first; j <= cols.last; ++j) {
-          const V divisors(static_cast<A>(divisor * divisor_at(args, w, j)));
-          const T* const from = dy + (i * w.output + j) * inner + c;
+      if (alike) {
+        for_sources([&](const T* from, V) {
           for (int k = 0; k < vectors(); ++k) {
-            sums[k] = sums[k] + load_vector(from + k * kWidth<T>, count, A(0)) / divisors;
+            sums[k] = sums[k] + load_vector(from + c + k * kWidth<T>, count, A(0));
           }
-        }
+        });
+      } else {
+        for_sources([&](const T* from, V each) {
+          for (int k = 0; k < vectors(); ++k) {
+            sums[k] = sums[k] + load_vector(from + c + k * kWidth<T>, count, A(0)) / each;
+          }
+        });
       }
       for (int k = 0; k < vectors(); ++k) {
-        write_vector(dx + c + k * kWidth<T>, sums[k], count, streaming);
+        write_vector(dx + c + k * kWidth<T>, sums[k] / divisor, count, streaming);
       }
     });
-  }
+  };
+  parallel_for(0, shape.outer * h.input * w.input, grain, [&](int64_t begin, int64_t end) {
+    for_pixels(begin, end, h.input, w.input, spread);
+    finish_writes();
+  });
 }
 
 }  // namespace pool_detail

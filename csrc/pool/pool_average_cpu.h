@@ -75,6 +75,10 @@ class PlaneMean {
     const bool gathered = columns.taps == Taps::kGathered;
     // Some rows at a time: a shifted load of what has just been stored would wait for the stores.
     group_ = gathered ? 1 : std::clamp<int64_t>(512 / columns.pitch, 1, shape_.h.output);
+    windows_.clear();
+    for (int64_t i = columns.begin; gathered && i < columns.end; ++i) {
+      windows_.push_back(window_at(shape_.w, i));
+    }
     const int64_t row_size = gathered ? columns.high - columns.low : group_ * columns.pitch;
     size_ = round_up(row_size + width, 16);
     const int64_t phases = gathered ? 1 : columns.phases();
@@ -130,7 +134,7 @@ class PlaneMean {
     const A divisor = row_divisor(row);
     T* const y = output_row(columns, plane, row);
     for (int64_t i = 0; i < columns.count(); ++i) {
-      const Window window = window_at(shape_.w, columns.begin + i);
+      const Window& window = windows_[i];
       const int64_t at = window.start + window.first;
       const A sum = rows.count() > 1 ? sum_of(phase_ + at - columns.low, window.count())
                                      : sum_of(from + at, window.count());
@@ -143,7 +147,20 @@ class PlaneMean {
   const bool streaming_;
   int64_t block_ = -1, group_ = 1, size_ = 0;  // rows at a time; elements of a phase
   A *phase_ = nullptr, *divisors_ = nullptr;
+  std::vector<Window> windows_;  // of gathered columns
 };
+
+// The means of whole planes, which are rows here.
+template <class T>
+void average_rows(const AveragePoolArgs& args, const PoolShape& shape, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t size = shape.w.input;
+  const A divisor = static_cast<A>(divisor_at(args, shape.w, 0) * common_divisor(args));
+  for (int64_t row = begin; row < end; ++row) {
+    const A sum = sum_of(static_cast<const T*>(args.input) + row * size, size);
+    static_cast<T*>(args.output)[row] = static_cast<T>(sum / divisor);
+  }
+}
 
 // ---- NCHW, backward
 
@@ -177,6 +194,7 @@ class PlaneGradient {
     for (int64_t i = 0; i < w.output; ++i) {
       divisors_[i] = static_cast<A>(divisor_at(args, w, i));
     }
+    if (gathered) windows_ = windows_of(w);
   }
 
   void rows(int64_t plane, int64_t first, int64_t last) {
@@ -227,24 +245,27 @@ class PlaneGradient {
     if (taps_ == Taps::kGathered) {
       std::fill(to, to + w.input, A(0));
       for (int64_t i = 0; i < w.output; ++i) {
-        const Window window = window_at(w, i);
+        const Window& window = windows_[i];
         A* const x = to + window.start;
         for (int64_t t = window.first; t < window.end; ++t) x[t] += line[i];
       }
       return;
     }
+    // Of the elements from i on every stride-th from i + odd: tap t of the output at
+    // (i + odd + padding - t) / stride, which must be a whole number.
     const int64_t stride = w.stride;
+    const auto sum_taps = [&](int64_t i, int64_t odd) {
+      const int64_t t = (w.padding + odd) & (stride - 1);
+      V sum(A(0));
+      const A* from = line + (i + odd + w.padding - t) / stride;
+      for (int64_t left = w.kernel - t; left > 0; left -= stride) sum = sum + load_vector(from--);
+      return sum;
+    };
     for (int64_t i = 0; i < w.input; i += stride * width) {
-      V sums[2] = {V(A(0)), V(A(0))};  // of even and odd elements from i on, or of all
-      for (int64_t t = w.kernel - 1; t >= 0; --t) {
-        // Element i + odd is tap t of the output at (i + odd + padding - t) / stride.
-        const int64_t shift = w.padding - t, odd = shift & (stride - 1);
-        sums[odd] = sums[odd] + load_vector(line + (i + shift + odd) / stride);
-      }
       if (stride == 1) {
-        store_vector(to + i, sums[0]);
+        store_vector(to + i, sum_taps(i, 0));
       } else {
-        const auto [low, high] = at::vec::interleave2(sums[0], sums[1]);
+        const auto [low, high] = at::vec::interleave2(sum_taps(i, 0), sum_taps(i, 1));
         store_vector(to + i, low);
         store_vector(to + i + width, high);
       }
@@ -258,6 +279,7 @@ class PlaneGradient {
   // zeros before a row in scratch memory; its size; that of a spread row; how many; at a time
   int64_t margin_, size_, spread_size_, slots_, ahead_;
   A *lines_, *divisors_, *spread_;
+  std::vector<Window> windows_;  // of gathered columns
 };
 
 // The gradient of the means of whole planes, which are rows here.
@@ -270,14 +292,14 @@ void spread_means(const AveragePoolArgs& args, const PoolShape& shape, int64_t b
   for (int64_t row = begin; row < end; ++row) {
     const Vec<T> grad(static_cast<A>(static_cast<const T*>(args.input)[row]) / divisor);
     T* const dx = static_cast<T*>(args.output) + row * size;
-    for_single_vectors<T>(size,
-                          [&](int64_t i, auto rest) { write_vector(dx + i, grad, rest, streaming); });
+    for_single_vectors<T>(
+        size, [&](int64_t i, auto rest) { write_vector(dx + i, grad, rest, streaming); });
   }
 }
 
-template <class T, class F>
-void for_pixels(int64_t pixels, int64_t cost, F&& f) {
-  parallel_for(0, pixels, std::max<int64_t>(1, kGrain / cost), [&](int64_t begin, int64_t end) {
+template <class F>
+void for_all_rows(int64_t rows, int64_t cost, F&& f) {
+  parallel_for(0, rows, std::max<int64_t>(1, kGrain / cost), [&](int64_t begin, int64_t end) {
     f(begin, end);
     finish_writes();
   });
@@ -296,19 +318,22 @@ void average_forward(const AveragePoolArgs& args) {
   const int64_t taps = window_taps(shape);
   if (shape.inner > 1) {
     const bool streaming = past_cache<T>(shape) && aligned_rows<T>(args.output, shape.inner);
-    return for_pixels<T>(
-        shape.outer * h.output * w.output, taps * shape.inner,
-        [&](int64_t begin, int64_t end) { mean_of_pixels<T>(args, begin, end, streaming); });
+    return average_pixels<T>(args, shape, streaming);
+  }
+  if (is_of_planes(shape)) {
+    return for_all_rows(shape.outer * h.input, w.input, [&](int64_t begin, int64_t end) {
+      average_rows<T>(args, shape, begin, end);
+    });
   }
   const bool streaming = past_cache<T>(shape) && aligned_rows<T>(args.output, w.output);
-  for_pixels<T>(shape.outer * Columns::blocks(w) * h.output,
-                taps * std::min(w.output, Columns::kMost), [&](int64_t begin, int64_t end) {
-                  PlaneMean<T> mean(args, shape, streaming);
-                  for_rows(shape, begin, end,
-                           [&](int64_t plane, int64_t block, int64_t first, int64_t last) {
-                             mean.rows(plane, block, first, last);
-                           });
-                });
+  for_all_rows(shape.outer * Columns::blocks(w) * h.output,
+               taps * std::min(w.output, Columns::kMost), [&](int64_t begin, int64_t end) {
+                 PlaneMean<T> mean(args, shape, streaming);
+                 for_rows(shape, begin, end,
+                          [&](int64_t plane, int64_t block, int64_t first, int64_t last) {
+                            mean.rows(plane, block, first, last);
+                          });
+               });
 }
 
 template <class T>
@@ -317,19 +342,15 @@ void average_backward(const AveragePoolArgs& args) {
   const PoolAxis &h = shape.h, &w = shape.w;
   if (shape.inner > 1) {
     const bool streaming = past_cache<T>(shape) && aligned_rows<T>(args.output, shape.inner);
-    const int64_t windows =
-        ceil_divide(window_taps(shape) * h.output * w.output, h.input * w.input);
-    return for_pixels<T>(
-        shape.outer * h.input * w.input, windows * shape.inner,
-        [&](int64_t begin, int64_t end) { gradient_of_pixels<T>(args, begin, end, streaming); });
+    return spread_pixels<T>(args, shape, streaming);
   }
   const bool streaming = past_cache<T>(shape) && aligned_rows<T>(args.output, w.input);
-  if (h.kernel == 1 && h.stride == 1 && takes_all(w)) {
-    return for_pixels<T>(h.input, w.input, [&](int64_t begin, int64_t end) {
+  if (is_of_planes(shape)) {
+    return for_all_rows(shape.outer * h.input, w.input, [&](int64_t begin, int64_t end) {
       spread_means<T>(args, shape, begin, end, streaming);
     });
   }
-  for_pixels<T>(shape.outer * h.input, w.input + w.output, [&](int64_t begin, int64_t end) {
+  for_all_rows(shape.outer * h.input, w.input + w.output, [&](int64_t begin, int64_t end) {
     PlaneGradient<T> gradient(args, shape, streaming);
     while (begin < end) {
       const int64_t row = begin % h.input, count = std::min(h.input - row, end - begin);

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
+#include <vector>
 
 #include "common/dispatch.h"
 #include "common/loops_cpu.h"
@@ -55,6 +57,56 @@ inline Cover cover_of(const PoolAxis& axis, int64_t i) {
           std::min(axis.output - 1, at / axis.stride)};
 }
 
+// All windows along an axis: an adaptive one takes divisions.
+inline std::vector<Window> windows_of(const PoolAxis& axis) {
+  std::vector<Window> windows(axis.output);
+  for (int64_t i = 0; i < axis.output; ++i) windows[i] = window_at(axis, i);
+  return windows;
+}
+
+// For each element along an axis the windows that have it, and which of their taps it is.
+class Sources {
+ public:
+  struct Source {
+    int64_t output, tap;
+  };
+
+  explicit Sources(const PoolAxis& axis) {
+    begins_.reserve(axis.input + 1);
+    for (int64_t i = 0; i < axis.input; ++i) {
+      begins_.push_back(all_.size());
+      const Cover cover = cover_of(axis, i);
+      for (int64_t output = cover.first; output <= cover.last; ++output) {
+        const int64_t past = i - window_at(axis, output).start;
+        if (past % axis.dilation == 0) all_.push_back({output, past / axis.dilation});
+      }
+    }
+    begins_.push_back(all_.size());
+  }
+
+  std::span<const Source> of(int64_t i) const {
+    return {all_.data() + begins_[i], all_.data() + begins_[i + 1]};
+  }
+
+ private:
+  std::vector<Source> all_;
+  std::vector<size_t> begins_;
+};
+
+// Calls f(pixel, image, row, col) on the pixels [begin, end) of [images, rows, cols].
+template <class F>
+void for_pixels(int64_t begin, int64_t end, int64_t rows, int64_t cols, F&& f) {
+  int64_t col = begin % cols, row = begin / cols % rows, image = begin / cols / rows;
+  for (int64_t pixel = begin; pixel < end; ++pixel) {
+    f(pixel, image, row, col);
+    if (++col < cols) continue;
+    col = 0;
+    if (++row < rows) continue;
+    row = 0;
+    ++image;
+  }
+}
+
 inline bool takes_all(const PoolAxis& axis) {
   return axis.output == 1 && axis.padding == 0 && longest_window(axis) == axis.input &&
          axis.dilation == 1;
@@ -75,6 +127,11 @@ inline PoolShape simplified(PoolShape shape) {
     shape.outer = 1;
   }
   return shape;
+}
+
+// Whether a simplified shape pools whole planes of NCHW: each is a row.
+inline bool is_of_planes(const PoolShape& shape) {
+  return shape.inner == 1 && shape.h.kernel == 1 && shape.h.stride == 1 && takes_all(shape.w);
 }
 
 // A block of neighbouring outputs along the width of NCHW, and its rows in scratch memory: padded,

@@ -38,7 +38,7 @@ class Scatter {
 
  public:
   Scatter(const MaxPoolBackwardArgs& args, bool streaming)
-      : args_(args), shape_(args.shape), streaming_(streaming) {}
+      : args_(args), shape_(args.shape), streaming_(streaming), windows_(windows_of(shape_.w)) {}
 
   void rows(int64_t outer, int64_t channel, int64_t channels, int64_t first, int64_t last) {
     const PoolAxis &h = shape_.h, &w = shape_.w;
@@ -93,14 +93,14 @@ class Scatter {
       }
     } else {
       for (int64_t i = 0; i < w.output; ++i) {
-        band_[start + i * w.input / w.output + steps_[offsets[i]]] += static_cast<A>(dy[i]);
+        band_[start + windows_[i].start + steps_[offsets[i]]] += static_cast<A>(dy[i]);
       }
     }
   }
 
   void scatter_pixels(const T* dy, const Offset* offsets, int64_t start, int64_t channels) const {
     for (int64_t i = 0; i < shape_.w.output; ++i) {
-      A* const x = band_ + start + window_at(shape_.w, i).start * channels;
+      A* const x = band_ + start + windows_[i].start * channels;
       for (int64_t c = 0; c < channels; ++c) x[steps_[offsets[c]] + c] += static_cast<A>(dy[c]);
       dy += shape_.inner, offsets += shape_.inner;
     }
@@ -143,14 +143,15 @@ class Scatter {
   const MaxPoolBackwardArgs& args_;
   const PoolShape& shape_;
   const bool streaming_;
+  const std::vector<Window> windows_;                 // along the width
   int64_t channels_ = 0, reach_ = 0, band_rows_ = 0;  // rows of a window; of the band
   A* band_ = nullptr;
   int32_t* steps_ = nullptr;
 };
 
-// The gradients of the pixels [begin, end) of channels_last.
+// The gradient of channels_last, element by element of the input.
 template <class T, class Offset>
-void gather_pixels(const MaxPoolBackwardArgs& args, int64_t begin, int64_t end, bool streaming) {
+void gather_pixels(const MaxPoolBackwardArgs& args, int64_t grain, bool streaming) {
   using A = Accumulate<T>;
   using V = Vec<T>;
   const PoolShape& shape = args.shape;
@@ -159,32 +160,26 @@ void gather_pixels(const MaxPoolBackwardArgs& args, int64_t begin, int64_t end, 
   const T* const dy = static_cast<const T*>(args.grad_output);
   const Offset* const offsets = static_cast<const Offset*>(args.offsets);
   T* const dx = static_cast<T*>(args.grad_input);
-  struct Source {
+  struct Window {
     int64_t at;  // of the output's first channel
     A offset;
   };
-  Source sources[kFewWindows];
-  for (int64_t pixel = begin; pixel < end; ++pixel) {
-    const int64_t col = pixel % w.input, row = pixel / w.input % h.input;
-    const int64_t image = pixel / w.input / h.input;
-    const Cover rows = cover_of(h, row), cols = cover_of(w, col);
+  const Sources rows(h), cols(w);
+  const auto gather = [&](int64_t pixel, int64_t image, int64_t row, int64_t col) {
+    Window windows[kFewWindows];
     int64_t count = 0;
-    for (int64_t i = rows.first; i <= rows.last; ++i) {
-      const int64_t down = row - window_at(h, i).start;
-      if (down % h.dilation != 0) continue;
-      for (int64_t j = cols.first; j <= cols.last; ++j) {
-        const int64_t right = col - window_at(w, j).start;
-        if (right % w.dilation != 0) continue;
-        sources[count++] = {((image * h.output + i) * w.output + j) * inner,
-                            static_cast<A>(down / h.dilation * row_taps + right / w.dilation)};
+    for (const auto& i : rows.of(row)) {
+      for (const auto& j : cols.of(col)) {
+        windows[count++] = {((image * h.output + i.output) * w.output + j.output) * inner,
+                            static_cast<A>(i.tap * row_taps + j.tap)};
       }
     }
     for_channels<T>(inner, [&](int64_t c, auto vectors, auto rest) {
       V sums[vectors()];
       for (V& sum : sums) sum = V(A(0));
       for (int64_t k = 0; k < count; ++k) {
-        const int64_t at = sources[k].at + c;
-        const V number(sources[k].offset);
+        const int64_t at = windows[k].at + c;
+        const V number(windows[k].offset);
         for (int v = 0; v < vectors(); ++v) {
           const V grad = load_vector(dy + at + v * kWidth<T>, rest, A(0));
           const V mask = load_offsets<T>(offsets + at + v * kWidth<T>, rest) == number;
@@ -195,7 +190,11 @@ void gather_pixels(const MaxPoolBackwardArgs& args, int64_t begin, int64_t end, 
         write_vector(dx + pixel * inner + c + v * kWidth<T>, sums[v], rest, streaming);
       }
     });
-  }
+  };
+  parallel_for(0, shape.outer * h.input * w.input, grain, [&](int64_t begin, int64_t end) {
+    for_pixels(begin, end, h.input, w.input, gather);
+    finish_writes();
+  });
 }
 
 // Windows that an element lies in, at most, along an axis.
@@ -222,11 +221,7 @@ void max_backward(MaxPoolBackwardArgs args) {
   if (shape.inner > 1 && windows <= kFewWindows) {
     const bool streaming = past_cache && aligned_rows<T>(args.grad_input, shape.inner);
     const int64_t grain = std::max<int64_t>(1, kGrain / (windows * shape.inner));
-    parallel_for(0, shape.outer * h.input * w.input, grain, [&](int64_t begin, int64_t end) {
-      gather_pixels<T, Offset>(args, begin, end, streaming);
-      finish_writes();
-    });
-    return;
+    return gather_pixels<T, Offset>(args, grain, streaming);
   }
   if (shape.inner == 1 && Gather<T, Offset>::fits(shape)) {
     const bool streaming = past_cache && aligned_rows<T>(args.grad_input, w.input);

@@ -134,8 +134,10 @@ class PlanePool {
     std::fill(phase_, first_tap_, kLowest);
     std::fill(first_tap_, first_tap_ + size_, A(0));
     std::fill(values_, values_ + 2 * band_size, A(0));
+    windows_.clear();
+    for (int64_t i = columns.begin; i < columns.end; ++i) windows_.push_back(window_at(w, i));
     for (int64_t i = 0; i < columns.count(); ++i) {
-      const int64_t first = window_at(w, columns.begin + i).first;
+      const int64_t first = windows_[i].first;
       if (first == 0) break;
       for (int64_t g = 0; g < group_; ++g) first_tap_[g * pitch + i] = static_cast<A>(first);
     }
@@ -190,7 +192,7 @@ class PlanePool {
 
   void gather(const Columns& columns, const T* x, A* phase) const {
     for (int64_t i = 0; i < columns.count(); ++i) {
-      const Window window = window_at(shape_.w, columns.begin + i);
+      const Window& window = windows_[i];
       const T* from = x + window.start;
       A* to = phase + window.first * size_ + i;
       for (int64_t t = window.first; t < window.end; ++t, to += size_) {
@@ -202,7 +204,7 @@ class PlanePool {
   void pool_wide_rows(const Columns& columns, const T* x, int64_t count, A* values, A* offsets) {
     for (int64_t g = 0; g < count; ++g, x += shape_.w.input) {
       for (int64_t i = 0; i < columns.count(); ++i) {
-        const Window window = window_at(shape_.w, columns.begin + i);
+        const Window& window = windows_[i];
         const int64_t at = g * columns.pitch + i, d = shape_.w.dilation;
         pool_wide_window(x + window.start + window.first * d, window.count(), d, values[at],
                          offsets[at]);
@@ -251,6 +253,7 @@ class PlanePool {
   int64_t group_ = 0, size_ = 0;  // rows that are pooled at a time; elements of a phase
   A *phase_ = nullptr, *first_tap_ = nullptr, *values_ = nullptr, *offsets_ = nullptr,
     *offset_row_ = nullptr;
+  std::vector<Window> windows_;  // of the columns
 };
 
 // The maxima of one window over kVectors vectors of channels.
@@ -259,16 +262,18 @@ void pool_channels(const T* x, T* y, void* offsets, int64_t at, const PoolShape&
                    const Window& rows, const Window& cols, Count count, bool streaming) {
   using A = Accumulate<T>;
   using V = Vec<T>;
-  constexpr A lowest = -std::numeric_limits<A>::infinity();
   const int64_t row_taps = longest_window(shape.w);
   V best[kVectors], offset[kVectors];
+  // Every window has an element: the first is taken whatever it is.
+  const int64_t first = (rows.start + rows.first * shape.h.dilation) * shape.w.input + cols.start +
+                        cols.first * shape.w.dilation;
   for (int k = 0; k < kVectors; ++k) {
-    best[k] = V(lowest);
+    best[k] = load_vector(x + first * shape.inner + k * kWidth<T>, count, A(0));
     offset[k] = V(static_cast<A>(rows.first * row_taps + cols.first));
   }
   for (int64_t i = rows.first; i < rows.end; ++i) {
     const int64_t row = (rows.start + i * shape.h.dilation) * shape.w.input + cols.start;
-    for (int64_t j = cols.first; j < cols.end; ++j) {
+    for (int64_t j = cols.first + (i == rows.first); j < cols.end; ++j) {
       const T* const tap = x + (row + j * shape.w.dilation) * shape.inner;
       const V number(static_cast<A>(i * row_taps + j));
       for (int k = 0; k < kVectors; ++k) {
@@ -298,14 +303,12 @@ void pool_channels(const T* x, T* y, void* offsets, int64_t at, const PoolShape&
 }
 
 template <class T>
-void pool_pixels(const MaxPoolForwardArgs& args, int64_t begin, int64_t end, bool streaming) {
-  const PoolShape& shape = args.shape;
+void pool_pixels(const MaxPoolForwardArgs& args, const PoolShape& shape, bool streaming) {
   const PoolAxis &h = shape.h, &w = shape.w;
   constexpr int64_t width = kWidth<T>;
-  for (int64_t pixel = begin; pixel < end; ++pixel) {
-    const int64_t col = pixel % w.output, row = pixel / w.output % h.output;
-    const int64_t image = pixel / w.output / h.output;
-    const Window rows = window_at(h, row), cols = window_at(w, col);
+  const std::vector<Window> all_rows = windows_of(h), all_cols = windows_of(w);
+  const auto pool_pixel = [&](int64_t pixel, int64_t image, int64_t row, int64_t col) {
+    const Window &rows = all_rows[row], &cols = all_cols[col];
     const T* const x = static_cast<const T*>(args.input) + image * h.input * w.input * shape.inner;
     const auto pool = [&]<int vectors>(int64_t c, auto count) {
       constexpr auto with = pool_channels<T, true, vectors, decltype(count)>;
@@ -318,7 +321,12 @@ void pool_pixels(const MaxPoolForwardArgs& args, int64_t begin, int64_t end, boo
     for (; c + 4 * width <= shape.inner; c += 4 * width) pool.template operator()<4>(c, kWhole);
     for (; c + width <= shape.inner; c += width) pool.template operator()<1>(c, kWhole);
     if (c < shape.inner) pool.template operator()<1>(c, shape.inner - c);
-  }
+  };
+  const int64_t grain = std::max<int64_t>(1, kGrain / (window_taps(shape) * shape.inner));
+  parallel_for(0, shape.outer * h.output * w.output, grain, [&](int64_t begin, int64_t end) {
+    for_pixels(begin, end, h.output, w.output, pool_pixel);
+    finish_writes();
+  });
 }
 
 template <class T>
@@ -327,18 +335,12 @@ void max_forward(const MaxPoolForwardArgs& args) {
   const int64_t inputs = shape.outer * shape.h.input * shape.w.input * shape.inner;
   const int64_t outputs = shape.outer * shape.h.output * shape.w.output * shape.inner;
   const bool past_cache = worth_streaming((inputs + outputs) * static_cast<int64_t>(sizeof(T)));
-  const int64_t cost = window_taps(shape) * shape.inner;
-  if (args.shape.inner > 1) {
+  if (shape.inner > 1) {
     const bool streaming = past_cache && aligned_rows<T>(args.output, shape.inner);
-    const int64_t pixels = shape.outer * shape.h.output * shape.w.output;
-    parallel_for(0, pixels, std::max<int64_t>(1, kGrain / cost), [&](int64_t begin, int64_t end) {
-      pool_pixels<T>(args, begin, end, streaming);
-      finish_writes();
-    });
-    return;
+    return pool_pixels<T>(args, shape, streaming);
   }
   const bool streaming = past_cache && aligned_rows<T>(args.output, shape.w.output);
-  const int64_t row_cost = cost * std::min(shape.w.output, Columns::kMost);
+  const int64_t row_cost = window_taps(shape) * std::min(shape.w.output, Columns::kMost);
   parallel_for(0, shape.outer * Columns::blocks(shape.w) * shape.h.output,
                std::max<int64_t>(1, kGrain / row_cost), [&](int64_t begin, int64_t end) {
                  PlanePool<T> pool(args, shape, streaming);

@@ -89,28 +89,55 @@ class Gather {
     });
   }
 
+  // A tap of an output row: where its gradients and offsets for element 0 or 1 lie, its number.
+  struct Tap {
+    int64_t at;
+    A number;
+  };
+  struct Taps {
+    Tap taps[kFewWindows];
+    int count = 0;
+  };
+
+  // The taps that even (`odd` 0) or odd elements of a row are of, or all elements.
+  template <int kStride>
+  Taps taps_of_row(int64_t row, const Cover& cover, int64_t odd) const {
+    const PoolAxis &h = shape_.h, &w = shape_.w;
+    Taps found;
+    for (int64_t output = cover.first; output <= cover.last; ++output) {
+      const int64_t begin = output % slots_ * size_ + margin_;
+      const int64_t tap = (row + h.padding - output * h.stride) * w.kernel;
+      for (int64_t t = w.kernel - 1; t >= 0; --t) {
+        // Element i is tap t of the output at (i + padding - t * dilation) / stride.
+        const int64_t shift = odd + w.padding - t * w.dilation;
+        if (shift % kStride != 0) continue;
+        found.taps[found.count++] = {begin + shift / kStride, static_cast<A>(tap + t)};
+      }
+    }
+    return found;
+  }
+
+  V sum_taps(const Taps& taps, int64_t i) const {
+    V sum(A(0));
+    for (int t = 0; t < taps.count; ++t) {
+      const int64_t at = taps.taps[t].at + i;
+      const V mask = load_vector(offsets_ + at) == V(taps.taps[t].number);
+      sum = sum + (load_vector(grads_ + at) & mask);
+    }
+    return sum;
+  }
+
   template <int kStride>
   void sum_row(T* dx, int64_t row, const Cover& cover) const {
-    const PoolAxis &h = shape_.h, &w = shape_.w;
     constexpr int64_t width = kWidth<T>;
-    for (int64_t i = 0; i < w.input; i += kStride * width) {
-      V sums[2] = {V(A(0)), V(A(0))};  // of even and odd elements from i on, or of all
-      for (int64_t output = cover.first; output <= cover.last; ++output) {
-        const int64_t begin = output % slots_ * size_ + margin_;
-        const int64_t tap = (row + h.padding - output * h.stride) * w.kernel;
-        for (int64_t t = w.kernel - 1; t >= 0; --t) {
-          // Element i + odd is tap t of the output at (i + odd + padding - t * dilation) / stride.
-          const int64_t shift = w.padding - t * w.dilation, odd = shift & (kStride - 1);
-          const int64_t at = begin + (i + shift + odd) / kStride;
-          const V mask = load_vector(offsets_ + at) == V(static_cast<A>(tap + t));
-          sums[odd] = sums[odd] + (load_vector(grads_ + at) & mask);
-        }
-      }
-      const int64_t left = w.input - i;
+    const Taps even = taps_of_row<kStride>(row, cover, 0);
+    const Taps odd = kStride == 1 ? Taps() : taps_of_row<kStride>(row, cover, 1);
+    for (int64_t i = 0; i < shape_.w.input; i += kStride * width) {
+      const int64_t left = shape_.w.input - i;
       if constexpr (kStride == 1) {
-        write(dx + i, sums[0], left);
+        write(dx + i, sum_taps(even, i), left);
       } else {
-        const auto [low, high] = at::vec::interleave2(sums[0], sums[1]);
+        const auto [low, high] = at::vec::interleave2(sum_taps(even, i / 2), sum_taps(odd, i / 2));
         write(dx + i, low, left);
         if (left > width) write(dx + i + width, high, left - width);
       }

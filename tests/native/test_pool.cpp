@@ -188,6 +188,7 @@ void test_pool() {
       {{1, 1, 1, 1, 0, 1}, sliding(150, 7, 2, 3)},
       {{1, 1, 1, 1, 0, 1}, sliding(90, 70, 4, 0)},
       {sliding(5, 5, 5, 0), sliding(7, 7, 7, 0)},
+      {sliding(5, 1, 1, 0), sliding(7, 7, 7, 0)},
       {sliding(9, 7, 1, 3), sliding(11, 7, 1, 3)},  // many taps, some above the input
       {sliding(4, 7, 2, 3), sliding(11, 7, 1, 3)},
       {sliding(11, 2, 5, 1), sliding(13, 1, 3, 0)},  // gaps between windows
