@@ -34,6 +34,20 @@ def prepare_backward(function: TensorFunction) -> Prepare:
     return prepare
 
 
+def prepare_training(function: TensorFunction) -> Prepare:
+    """Time forward and backward together, for functions that leave work of one to the other."""
+
+    def prepare(inputs: Inputs) -> Call:
+        *primals, grad_output = inputs
+        leaves = [tensor.detach().requires_grad_() for tensor in primals]
+        return lambda: torch.autograd.grad(function(*leaves), leaves, grad_output)
+
+    return prepare
+
+
+PREPARE = {"forward": prepare_forward, "backward": prepare_backward, "training": prepare_training}
+
+
 def prepare_compiled(
     function: TensorFunction, prepare: Callable[[TensorFunction], Prepare]
 ) -> Prepare:
@@ -69,20 +83,22 @@ def function_case(
     """A case whose output has the shape of its first input, as all normalisations have.
 
     Least traffic: forward reads the inputs and writes the output; backward reads the output's
-    gradient and the inputs (or, as large, the output) and writes the inputs' gradients.
+    gradient and the inputs (or, as large, the output) and writes the inputs' gradients; training
+    does both.
     """
-    backward = direction == "backward"
-    prepare = prepare_backward if backward else prepare_forward
+    prepare = PREPARE[direction]
     functions = {FASTDL: fast, DEFAULT: native, **(alternatives or {})}
     candidates = {name: prepare(function) for name, function in functions.items()}
     candidates[COMPILED] = prepare_compiled(native, prepare)
 
     first = input_shapes[0]
     elements = [torch.Size(one).numel() for one in input_shapes]
-    moved = 2 * sum(elements) + elements[0] if backward else sum(elements) + elements[0]
+    moved = (sum(elements) + elements[0]) * (direction != "backward")
+    moved += (2 * sum(elements) + elements[0]) * (direction != "forward")
 
     def make_inputs(device: torch.device) -> Inputs:
-        return random_inputs([*input_shapes, *[first] * backward], dtype, device)
+        gradients = [first] * (direction != "forward")
+        return random_inputs([*input_shapes, *gradients], dtype, device)
 
     return Case(
         op=op,

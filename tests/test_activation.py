@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -194,6 +195,26 @@ def test_in_place_with_a_gradient_is_differentiated_as_by_torch(name: str) -> No
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("name", ["relu", "leaky_relu"])
+@all_dtypes
+def test_in_place_in_a_graph_is_differentiated(name: str, dtype: torch.dtype) -> None:
+    leaf = random_tensor((3, 5, 9), dtype).requires_grad_()
+    results = []
+    for module in (fastdl.functional, torch.nn.functional):
+        x = leaf * 2
+        view = x[1:]
+        with fastdl.strict():
+            assert IN_PLACE[name](module, x, True) is x
+        (grad,) = torch.autograd.grad(view.sin().sum(), leaf, create_graph=True)
+        results.append([x.detach(), grad.detach(), *torch.autograd.grad(grad.sum(), leaf)])
+    torch.testing.assert_close(*results)
+    x = leaf * 2
+    y = x.exp()  # backward needs y
+    IN_PLACE[name](fastdl.functional, y, True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 @all_in_place
 def test_in_place_where_torch_forbids_it_is_the_error_of_torch(name: str) -> None:
     def on_leaf(module: ModuleType) -> Tensor:
@@ -205,7 +226,12 @@ def test_in_place_where_torch_forbids_it_is_the_error_of_torch(name: str) -> Non
         y = x.exp()
         z = y.sin()
         IN_PLACE[name](module, y, True)
-        return torch.autograd.grad(z.sum(), leaf)
+        try:
+            return torch.autograd.grad(z.sum(), leaf)
+        except RuntimeError as error:  # it names the last function that wrote the tensor
+            raise RuntimeError(
+                re.sub("output 0 of [^,]+,", "output 0 of it,", str(error))
+            ) from None
 
     for call in (on_leaf, on_saved):
         outcome = assert_same_outcome(

@@ -37,7 +37,6 @@ def test_five_steps_give_the_same_losses(layout: torch.memory_format) -> None:
     losses = torch.tensor([(native(), fast()) for _ in range(5)])
     torch.testing.assert_close(losses[:, 1], losses[:, 0], rtol=1e-3, atol=1e-4)
     assert losses[-1, 0] < 0.9 * losses[0, 0], "nothing was learned"
-    # The ReLU behind a sum alone stays torch's, where it is in place.
-    assert {why for _, why, _ in fastdl.report().hand_overs} == {"in place, with a gradient"}
+    assert not fastdl.report().hand_overs
     for name, buffer in models[0].named_buffers():
         torch.testing.assert_close(models[1].get_buffer(name), buffer, rtol=1e-2, atol=1e-3)

@@ -54,7 +54,6 @@ Tensor activation_kernel(const Tensor& input, double parameter, int64_t kind) {
 void activation_in_place_kernel(const Tensor& self, double parameter, int64_t kind) {
   TORCH_CHECK(self.is_non_overlapping_and_dense(), "fastdl::activation_: a tensor with gaps");
   run_forward(self, self, parameter, kind);
-  self.unsafeGetTensorImpl()->bump_version();
 }
 
 Tensor activation_backward_kernel(const Tensor& grad_output, const Tensor& saved, double parameter,
@@ -86,6 +85,11 @@ Tensor activation_backward_meta(const Tensor&, const Tensor& saved, double, int6
 Tensor call_activation(const Tensor& input, double parameter, int64_t kind) {
   static const auto op = find_op<decltype(activation_kernel)>("fastdl::activation");
   return op.call(input, parameter, kind);
+}
+
+void call_activation_in_place(const Tensor& self, double parameter, int64_t kind) {
+  static const auto op = find_op<decltype(activation_in_place_kernel)>("fastdl::activation_");
+  op.call(self, parameter, kind);
 }
 
 Tensor call_activation_backward(const Tensor& grad_output, const Tensor& saved, double parameter,
@@ -155,6 +159,30 @@ struct ActivationFunction : torch::autograd::Function<ActivationFunction> {
   }
 };
 
+// Whether the result can take the place of the input in backward.
+bool can_overwrite(double parameter, int64_t kind) {
+  const auto activation = static_cast<ActivationKind>(kind);
+  return needs_output(activation) || (activation == kLeakyRelu && parameter >= 0);
+}
+
+struct InPlaceFunction : torch::autograd::Function<InPlaceFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& self,
+                        double parameter, int64_t kind) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    call_activation_in_place(self, parameter, kind);
+    ctx->mark_dirty({self});
+    ctx->save_for_backward({self});
+    ctx->saved_data["parameter"] = parameter;
+    ctx->saved_data["kind"] = kind;
+    return self;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grads) {
+    return ActivationFunction::backward(ctx, grads);
+  }
+};
+
 Tensor activation_autograd(const Tensor& input, double parameter, int64_t kind) {
   if (at::GradMode::is_enabled() && input.requires_grad()) {
     return ActivationFunction::apply(input, parameter, kind);
@@ -164,11 +192,22 @@ Tensor activation_autograd(const Tensor& input, double parameter, int64_t kind) 
 }
 
 void activation_in_place_autograd(const Tensor& self, double parameter, int64_t kind) {
-  TORCH_CHECK(!at::GradMode::is_enabled() || !self.requires_grad(),
-              "fastdl::activation_ has no gradient");
-  static const auto op = find_op<decltype(activation_in_place_kernel)>("fastdl::activation_");
-  const at::AutoDispatchBelowADInplaceOrView below;
-  op.call(self, parameter, kind);
+  if (at::GradMode::is_enabled() && self.requires_grad()) {
+    TORCH_CHECK(can_overwrite(parameter, kind) && !self.is_leaf() && !self.is_view(),
+                "fastdl::activation_ has no gradient of this activation, of leaves and of views");
+    InPlaceFunction::apply(self, parameter, kind);
+    return;
+  }
+  const at::AutoDispatchBelowAutograd below;
+  call_activation_in_place(self, parameter, kind);
+}
+
+void activation_in_place_versioned(const Tensor& self, double parameter, int64_t kind) {
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    call_activation_in_place(self, parameter, kind);
+  }
+  self.unsafeGetTensorImpl()->bump_version();
 }
 
 TORCH_LIBRARY_FRAGMENT(fastdl, library) {
@@ -194,6 +233,9 @@ TORCH_LIBRARY_IMPL(fastdl, Meta, library) {
   library.impl("activation_", activation_in_place_meta);
   library.impl("activation_backward", activation_backward_meta);
 }
+TORCH_LIBRARY_IMPL(fastdl, ADInplaceOrView, library) {
+  library.impl("activation_", activation_in_place_versioned);
+}
 TORCH_LIBRARY_IMPL(fastdl, Autograd, library) {
   library.impl("activation", activation_autograd);
   library.impl("activation_", activation_in_place_autograd);
@@ -207,7 +249,13 @@ std::optional<Tensor> activation(const PlainTensor& input, double parameter, boo
   const Tensor& x = input.tensor;
   const char* reason = reason_to_hand_over(x);
   if (reason == nullptr && inplace) {
-    if (at::GradMode::is_enabled() && x.requires_grad()) reason = "in place, with a gradient";
+    if (at::GradMode::is_enabled() && x.requires_grad()) {
+      if (!can_overwrite(parameter, static_cast<int64_t>(kind))) {
+        reason = "in place, with a gradient that needs the input";
+      } else if (x.is_leaf() || x.is_view()) {
+        reason = "in place, with a gradient of a leaf or a view";
+      }
+    }
     if (x.is_inference()) reason = "in place, on an inference tensor";
     if (!x.is_non_overlapping_and_dense()) reason = "in place, on a tensor with gaps";
   }
@@ -216,8 +264,7 @@ std::optional<Tensor> activation(const PlainTensor& input, double parameter, boo
     return std::nullopt;
   }
   if (!inplace) return call_activation(x, parameter, static_cast<int64_t>(kind));
-  static const auto op = find_op<decltype(activation_in_place_kernel)>("fastdl::activation_");
-  op.call(x, parameter, static_cast<int64_t>(kind));
+  call_activation_in_place(x, parameter, static_cast<int64_t>(kind));
   return x;
 }
 

@@ -15,7 +15,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
     Args:
         input: any shape and memory layout; the kernel covers float32, float64, bfloat16, float16.
-        inplace: writes into ``input``; where a gradient is wanted native torch does that.
+        inplace: writes into ``input``. With a gradient native torch does that for leaves, views,
+            ``silu``, ``elu`` and negative slopes.
 
     Returns a tensor of ``input``'s shape, dtype and memory layout; NaN stays NaN. Errors are
     torch's. This holds for the other functions of this file, too; 16-bit inputs are computed in
