@@ -35,12 +35,14 @@ template <class T, int kVectors, class Count>
 void add_window(const T* x, int64_t rows, int64_t cols, int64_t row_step, int64_t inner,
                 Count count, Vec<T>* sums) {
   using A = Accumulate<T>;
-  if (rows * cols <= 16) {
+  if (rows * cols <= 64) {
     for (int64_t i = 0; i < rows; ++i) {
       const T* tap = x + i * row_step;
       for (int64_t j = 0; j < cols; ++j, tap += inner) {
         for (int k = 0; k < kVectors; ++k) {
-          sums[k] = sums[k] + load_vector(tap + k * kWidth<T>, count, A(0));
+          const T* const from = tap + k * kWidth<T>;
+          prefetch(from + kAhead<T>);
+          sums[k] = sums[k] + load_vector(from, count, A(0));
         }
       }
     }
@@ -64,7 +66,7 @@ void average_pixels(const AveragePoolArgs& args, const PoolShape& shape, bool st
   using V = Vec<T>;
   const PoolAxis &h = shape.h, &w = shape.w;
   const int64_t inner = shape.inner, row_step = w.input * inner;
-  const std::vector<Window> all_rows = windows_of(h), all_cols = windows_of(w);
+  const Windows all_rows(h), all_cols(w);
   const std::vector<A> row_divisors = divisors_of<A>(args, h),
                        col_divisors = divisors_of<A>(args, w);
   const A common = static_cast<A>(common_divisor(args));
@@ -72,7 +74,7 @@ void average_pixels(const AveragePoolArgs& args, const PoolShape& shape, bool st
   parallel_for(0, shape.outer * h.output * w.output, grain, [&](int64_t begin, int64_t end) {
     for_pixels(begin, end, h.output, w.output,
                [&](int64_t pixel, int64_t image, int64_t row, int64_t col) {
-                 const Window &rows = all_rows[row], &cols = all_cols[col];
+                 const Window rows = all_rows[row], cols = all_cols[col];
                  const T* const x = static_cast<const T*>(args.input) +
                                     (image * h.input + rows.start + rows.first) * row_step +
                                     (cols.start + cols.first) * inner;
@@ -104,42 +106,36 @@ void spread_pixels(const AveragePoolArgs& args, const PoolShape& shape, bool str
   const A common = static_cast<A>(common_divisor(args));
   const int64_t windows = ceil_divide(window_taps(shape) * h.output * w.output, h.input * w.input);
   const int64_t grain = std::max<int64_t>(1, kGrain / (windows * inner));
+  // Without edges one division is enough.
+  const auto alike = [](const std::vector<A>& divisors) {
+    return std::all_of(divisors.begin(), divisors.end(), [&](A d) { return d == divisors[0]; });
+  };
+  const bool divide_once = alike(row_divisors) && alike(col_divisors);
+  const V divisor(row_divisors[0] * col_divisors[0] * common);
   const auto spread = [&](int64_t pixel, int64_t image, int64_t row, int64_t col) {
-    const auto rows = all_rows.of(row), cols = all_cols.of(col);
     const T* const dy = static_cast<const T*>(args.input) + image * h.output * w.output * inner;
     T* const dx = static_cast<T*>(args.output) + pixel * inner;
-    // Away from edges one division is enough.
-    bool alike = true;
-    for (const auto& i : rows) alike &= row_divisors[i.output] == row_divisors[rows[0].output];
-    for (const auto& j : cols) alike &= col_divisors[j.output] == col_divisors[cols[0].output];
-    const auto for_sources = [&](auto&& f) {
-      for (const auto& i : rows) {
-        for (const auto& j : cols) {
-          f(dy + (i.output * w.output + j.output) * inner,
-            V(row_divisors[i.output] * col_divisors[j.output] * common));
-        }
-      }
-    };
-    V divisor(A(1));
-    if (alike) for_sources([&](const T*, V each) { divisor = each; });
     for_channels<T>(inner, [&](int64_t c, auto vectors, auto count) {
       V sums[vectors()];
       for (V& sum : sums) sum = V(A(0));
-      if (alike) {
-        for_sources([&](const T* from, V) {
-          for (int k = 0; k < vectors(); ++k) {
-            sums[k] = sums[k] + load_vector(from + c + k * kWidth<T>, count, A(0));
+      for (const auto& i : all_rows.of(row)) {
+        for (const auto& j : all_cols.of(col)) {
+          const T* const from = dy + (i.output * w.output + j.output) * inner + c;
+          if (divide_once) {
+            for (int k = 0; k < vectors(); ++k) {
+              sums[k] = sums[k] + load_vector(from + k * kWidth<T>, count, A(0));
+            }
+          } else {
+            const V each(row_divisors[i.output] * col_divisors[j.output] * common);
+            for (int k = 0; k < vectors(); ++k) {
+              sums[k] = sums[k] + load_vector(from + k * kWidth<T>, count, A(0)) / each;
+            }
           }
-        });
-      } else {
-        for_sources([&](const T* from, V each) {
-          for (int k = 0; k < vectors(); ++k) {
-            sums[k] = sums[k] + load_vector(from + c + k * kWidth<T>, count, A(0)) / each;
-          }
-        });
+        }
       }
       for (int k = 0; k < vectors(); ++k) {
-        write_vector(dx + c + k * kWidth<T>, sums[k] / divisor, count, streaming);
+        const V value = divide_once ? sums[k] / divisor : sums[k];
+        write_vector(dx + c + k * kWidth<T>, value, count, streaming);
       }
     });
   };

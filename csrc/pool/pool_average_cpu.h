@@ -17,7 +17,7 @@ inline namespace CPU_CAPABILITY {
 namespace pool_detail {
 
 template <class T>
-Accumulate<T> sum_of(const T* x, int64_t count) {
+inline Accumulate<T> sum_of(const T* x, int64_t count) {
   using A = Accumulate<T>;
   using V = Vec<T>;
   A sum = 0;
@@ -26,13 +26,15 @@ Accumulate<T> sum_of(const T* x, int64_t count) {
     return sum;
   }
   constexpr int64_t block = 4096;  // many numbers one by one would lose digits
-  for (; count > block; x += block, count -= block) sum += sum_of(x, block);
-  V sums[kLanes];
-  for (V& each : sums) each = V(A(0));
-  for_vectors<T>(count, [&](int64_t i, auto rest, int lane) {
-    sums[lane] = sums[lane] + load_vector(x + i, rest, A(0));
-  });
-  return sum + reduce_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (int64_t begin = 0; begin < count; begin += block) {
+    V sums[kLanes];
+    for (V& each : sums) each = V(A(0));
+    for_vectors<T>(std::min(block, count - begin), [&](int64_t i, auto rest, int lane) {
+      sums[lane] = sums[lane] + load_vector(x + begin + i, rest, A(0));
+    });
+    sum += reduce_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+  return sum;
 }
 
 // ---- NCHW, forward
@@ -44,7 +46,7 @@ class PlaneMean {
 
  public:
   PlaneMean(const AveragePoolArgs& args, const PoolShape& shape, bool streaming)
-      : args_(args), shape_(shape), streaming_(streaming) {}
+      : args_(args), shape_(shape), streaming_(streaming), rows_(shape.h) {}
 
   void rows(int64_t plane, int64_t block, int64_t first, int64_t last) {
     const PoolAxis &h = shape_.h, &w = shape_.w;
@@ -59,7 +61,7 @@ class PlaneMean {
     for (int64_t row = first; row < last; row += group_) {
       const int64_t count = std::min(group_, last - row);
       for (int64_t g = 0; g < count; ++g) {
-        const Window window = window_at(h, row + g);
+        const Window window = rows_[row + g];
         const T* const from = x + (window.start + window.first) * w.input;
         columns.lay_out<T>(phase_ + g * columns.pitch, size_, [&](int64_t i, auto rest) {
           return sum_rows(from + i, window.count(), rest);
@@ -75,10 +77,7 @@ class PlaneMean {
     const bool gathered = columns.taps == Taps::kGathered;
     // Some rows at a time: a shifted load of what has just been stored would wait for the stores.
     group_ = gathered ? 1 : std::clamp<int64_t>(512 / columns.pitch, 1, shape_.h.output);
-    windows_.clear();
-    for (int64_t i = columns.begin; gathered && i < columns.end; ++i) {
-      windows_.push_back(window_at(shape_.w, i));
-    }
+    columns_.emplace(shape_.w, columns.begin, columns.end);
     const int64_t row_size = gathered ? columns.high - columns.low : group_ * columns.pitch;
     size_ = round_up(row_size + width, 16);
     const int64_t phases = gathered ? 1 : columns.phases();
@@ -124,7 +123,7 @@ class PlaneMean {
   }
 
   void average_gathered(const Columns& columns, const T* x, int64_t plane, int64_t row) const {
-    const Window rows = window_at(shape_.h, row);
+    const Window rows = rows_[row];
     const T* const from = x + (rows.start + rows.first) * shape_.w.input;
     if (rows.count() > 1) {
       for_single_vectors<T>(columns.high - columns.low, [&](int64_t i, auto rest) {
@@ -134,7 +133,7 @@ class PlaneMean {
     const A divisor = row_divisor(row);
     T* const y = output_row(columns, plane, row);
     for (int64_t i = 0; i < columns.count(); ++i) {
-      const Window& window = windows_[i];
+      const Window window = (*columns_)[columns.begin + i];
       const int64_t at = window.start + window.first;
       const A sum = rows.count() > 1 ? sum_of(phase_ + at - columns.low, window.count())
                                      : sum_of(from + at, window.count());
@@ -147,7 +146,8 @@ class PlaneMean {
   const bool streaming_;
   int64_t block_ = -1, group_ = 1, size_ = 0;  // rows at a time; elements of a phase
   A *phase_ = nullptr, *divisors_ = nullptr;
-  std::vector<Window> windows_;  // of gathered columns
+  const Windows rows_;
+  std::optional<Windows> columns_;
 };
 
 // The means of whole planes, which are rows here.
@@ -173,7 +173,11 @@ class PlaneGradient {
 
  public:
   PlaneGradient(const AveragePoolArgs& args, const PoolShape& shape, bool streaming)
-      : args_(args), shape_(shape), taps_(taps_of(shape.w)), streaming_(streaming) {
+      : args_(args),
+        shape_(shape),
+        taps_(taps_of(shape.w)),
+        streaming_(streaming),
+        columns_(shape.w) {
     const PoolAxis &h = shape.h, &w = shape.w;
     // Output rows lie between zeros, for taps that no output has.
     const bool gathered = taps_ == Taps::kGathered;
@@ -184,7 +188,7 @@ class PlaneGradient {
     ahead_ = std::clamp<int64_t>(512 / (gathered ? w.input : w.output), 1, h.output);
     const int64_t windows =
         h.kernel > 0 ? ceil_divide(h.kernel, h.stride) : ceil_divide(h.output, h.input) + 1;
-    slots_ = windows + ahead_;
+    slots_ = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(windows + ahead_)));
     const int64_t divisors_size = round_up(w.output + kWidth<T>, 16);
     const int64_t total = ahead_ * size_ + slots_ * spread_size_ + divisors_size;
     lines_ = static_cast<A*>(thread_scratch(total * sizeof(A)));
@@ -194,7 +198,6 @@ class PlaneGradient {
     for (int64_t i = 0; i < w.output; ++i) {
       divisors_[i] = static_cast<A>(divisor_at(args, w, i));
     }
-    if (gathered) windows_ = windows_of(w);
   }
 
   void rows(int64_t plane, int64_t first, int64_t last) {
@@ -212,7 +215,7 @@ class PlaneGradient {
           const int64_t count = std::min(ahead_, stop - ready);
           for (int64_t i = 0; i < count; ++i) load_row(dy, ready + i, lines_ + i * size_ + margin_);
           for (int64_t i = 0; i < count; ++i) {
-            A* const to = spread_ + (ready + i) % slots_ * spread_size_;
+            A* const to = spread_ + ((ready + i) & (slots_ - 1)) * spread_size_;
             spread_row(lines_ + i * size_ + margin_, to);
           }
           ready += count;
@@ -221,7 +224,7 @@ class PlaneGradient {
       for_single_vectors<T>(w.input, [&](int64_t i, auto rest) {
         V sum(A(0));
         for (int64_t output = cover.first; output <= cover.last; ++output) {
-          sum = sum + load_vector(spread_ + output % slots_ * spread_size_ + i);
+          sum = sum + load_vector(spread_ + (output & (slots_ - 1)) * spread_size_ + i);
         }
         write_vector(dx + row * w.input + i, sum, rest, streaming_);
       });
@@ -245,7 +248,7 @@ class PlaneGradient {
     if (taps_ == Taps::kGathered) {
       std::fill(to, to + w.input, A(0));
       for (int64_t i = 0; i < w.output; ++i) {
-        const Window& window = windows_[i];
+        const Window window = columns_[i];
         A* const x = to + window.start;
         for (int64_t t = window.first; t < window.end; ++t) x[t] += line[i];
       }
@@ -276,10 +279,10 @@ class PlaneGradient {
   const PoolShape& shape_;
   const Taps taps_;
   const bool streaming_;
+  const Windows columns_;
   // zeros before a row in scratch memory; its size; that of a spread row; how many; at a time
   int64_t margin_, size_, spread_size_, slots_, ahead_;
   A *lines_, *divisors_, *spread_;
-  std::vector<Window> windows_;  // of gathered columns
 };
 
 // The gradient of the means of whole planes, which are rows here.

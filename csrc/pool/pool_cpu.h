@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <span>
@@ -19,7 +20,16 @@ namespace pool_detail {
 
 constexpr int64_t kGrain = 16384;  // elements read that are worth waking a thread for
 
+template <class T>
+inline constexpr int64_t kAhead = 2048 / sizeof(T);  // elements of channels_last to fetch ahead
+
 inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// n / stride for n >= 0: most strides are 1 or 2, and a division costs as much as a vector's work.
+inline int64_t steps_in(int64_t n, int64_t stride) {
+  return stride == 1 ? n : stride == 2 ? n >> 1 : n / stride;
+}
+
 inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_divide(n, multiple) * multiple; }
 
 // Elements start + t * dilation; the taps t in [first, end) lie inside the input.
@@ -53,16 +63,27 @@ inline Cover cover_of(const PoolAxis& axis, int64_t i) {
     return {i * axis.output / axis.input, ceil_divide((i + 1) * axis.output, axis.input) - 1};
   }
   const int64_t at = i + axis.padding, reach = (axis.kernel - 1) * axis.dilation;
-  return {at <= reach ? 0 : ceil_divide(at - reach, axis.stride),
-          std::min(axis.output - 1, at / axis.stride)};
+  return {at <= reach ? 0 : steps_in(at - reach + axis.stride - 1, axis.stride),
+          std::min(axis.output - 1, steps_in(at, axis.stride))};
 }
 
-// All windows along an axis: an adaptive one takes divisions.
-inline std::vector<Window> windows_of(const PoolAxis& axis) {
-  std::vector<Window> windows(axis.output);
-  for (int64_t i = 0; i < axis.output; ++i) windows[i] = window_at(axis, i);
-  return windows;
-}
+// The windows [begin, end) along an axis, adaptive ones from a table: they take divisions.
+class Windows {
+ public:
+  Windows(const PoolAxis& axis, int64_t begin, int64_t end) : axis_(axis), begin_(begin) {
+    for (int64_t i = begin; axis.kernel == 0 && i < end; ++i) table_.push_back(window_at(axis, i));
+  }
+  explicit Windows(const PoolAxis& axis) : Windows(axis, 0, axis.output) {}
+
+  Window operator[](int64_t i) const {
+    return table_.empty() ? window_at(axis_, i) : table_[i - begin_];
+  }
+
+ private:
+  PoolAxis axis_;
+  int64_t begin_;
+  std::vector<Window> table_;
+};
 
 // For each element along an axis the windows that have it, and which of their taps it is.
 class Sources {

@@ -38,7 +38,11 @@ class Scatter {
 
  public:
   Scatter(const MaxPoolBackwardArgs& args, bool streaming)
-      : args_(args), shape_(args.shape), streaming_(streaming), windows_(windows_of(shape_.w)) {}
+      : args_(args),
+        shape_(args.shape),
+        streaming_(streaming),
+        rows_(shape_.h),
+        columns_(shape_.w) {}
 
   void rows(int64_t outer, int64_t channel, int64_t channels, int64_t first, int64_t last) {
     const PoolAxis &h = shape_.h, &w = shape_.w;
@@ -59,7 +63,7 @@ class Scatter {
         band = from;
       }
       // The first window may begin before the row: the sum with a step does not.
-      const int64_t start = (window_at(h, row).start - band) * pitch;
+      const int64_t start = (rows_[row].start - band) * pitch;
       const int64_t at = row * w.output * inner;
       channels == 1 ? scatter_row(dy + at, offsets + at, start)
                     : scatter_pixels(dy + at, offsets + at, start, channels);
@@ -80,9 +84,7 @@ class Scatter {
     channels_ = channels;
   }
 
-  int64_t first_row(int64_t output) const {
-    return std::max<int64_t>(0, window_at(shape_.h, output).start);
-  }
+  int64_t first_row(int64_t output) const { return std::max<int64_t>(0, rows_[output].start); }
 
   void scatter_row(const T* dy, const Offset* offsets, int64_t start) const {
     const PoolAxis& w = shape_.w;
@@ -93,14 +95,14 @@ class Scatter {
       }
     } else {
       for (int64_t i = 0; i < w.output; ++i) {
-        band_[start + windows_[i].start + steps_[offsets[i]]] += static_cast<A>(dy[i]);
+        band_[start + columns_[i].start + steps_[offsets[i]]] += static_cast<A>(dy[i]);
       }
     }
   }
 
   void scatter_pixels(const T* dy, const Offset* offsets, int64_t start, int64_t channels) const {
     for (int64_t i = 0; i < shape_.w.output; ++i) {
-      A* const x = band_ + start + windows_[i].start * channels;
+      A* const x = band_ + start + columns_[i].start * channels;
       for (int64_t c = 0; c < channels; ++c) x[steps_[offsets[c]] + c] += static_cast<A>(dy[c]);
       dy += shape_.inner, offsets += shape_.inner;
     }
@@ -143,7 +145,7 @@ class Scatter {
   const MaxPoolBackwardArgs& args_;
   const PoolShape& shape_;
   const bool streaming_;
-  const std::vector<Window> windows_;                 // along the width
+  const Windows rows_, columns_;
   int64_t channels_ = 0, reach_ = 0, band_rows_ = 0;  // rows of a window; of the band
   A* band_ = nullptr;
   int32_t* steps_ = nullptr;
@@ -261,10 +263,11 @@ void max_indices(const MaxPoolIndicesArgs& args) {
   const PoolAxis &h = args.shape.h, &w = args.shape.w;
   const int64_t inner = args.shape.inner, row_taps = longest_window(w);
   const int64_t pixels = args.shape.outer * h.output * w.output;
+  const Windows rows(h), cols(w);
   parallel_for(0, pixels, std::max<int64_t>(1, kGrain / inner), [&](int64_t begin, int64_t end) {
     for (int64_t pixel = begin; pixel < end; ++pixel) {
-      const int64_t row = window_at(h, pixel / w.output % h.output).start;
-      const int64_t col = window_at(w, pixel % w.output).start;
+      const int64_t row = rows[pixel / w.output % h.output].start;
+      const int64_t col = cols[pixel % w.output].start;
       for (int64_t at = pixel * inner; at < (pixel + 1) * inner; ++at) {
         const int64_t offset = static_cast<const Offset*>(args.offsets)[at];
         args.indices[at] =

@@ -29,9 +29,20 @@ inline V larger(V value, V best) {
 }
 
 template <class A>
-void write_offsets(const A* from, void* to, int64_t at, int64_t count, bool bytes) {
+inline void write_offsets(const A* from, void* to, int64_t at, int64_t count, bool bytes) {
   if (bytes) {
-    uint8_t* const out = static_cast<uint8_t*>(to) + at;
+    uint8_t* out = static_cast<uint8_t*>(to) + at;
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+    if constexpr (std::is_same_v<A, float>) {
+      const auto eight = [&](int64_t i) {  // as 16 bits
+        return _mm_packus_epi32(_mm_cvttps_epi32(_mm_loadu_ps(from + i)),
+                                _mm_cvttps_epi32(_mm_loadu_ps(from + i + 4)));
+      };
+      for (; count >= 16; count -= 16, from += 16, out += 16) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(eight(0), eight(8)));
+      }
+    }
+#endif
     for (int64_t i = 0; i < count; ++i)
       out[i] = static_cast<uint8_t>(static_cast<int32_t>(from[i]));
   } else {
@@ -81,7 +92,7 @@ class PlanePool {
 
  public:
   PlanePool(const MaxPoolForwardArgs& args, const PoolShape& shape, bool streaming)
-      : args_(args), shape_(shape), streaming_(streaming) {}
+      : args_(args), shape_(shape), streaming_(streaming), rows_(shape.h) {}
 
   void rows(int64_t plane, int64_t block, int64_t first, int64_t last) {
     const PoolAxis &h = shape_.h, &w = shape_.w;
@@ -89,11 +100,11 @@ class PlanePool {
     if (block != block_) prepare(columns);
     block_ = block;
     const T* const x = static_cast<const T*>(args_.input) + plane * h.input * w.input;
-    const Window final = window_at(h, last - 1);
+    const Window final = rows_[last - 1];
     const int64_t needed = final.start + (final.end - 1) * h.dilation + 1;
     int64_t band = 0, band_end = 0;  // rows of the input in the band
     for (int64_t row = first; row < last; ++row) {
-      const Window window = window_at(h, row);
+      const Window window = rows_[row];
       const int64_t from = std::max<int64_t>(0, window.start);
       const int64_t to = window.start + (window.end - 1) * h.dilation + 1;
       if (to > band_end) {
@@ -134,10 +145,9 @@ class PlanePool {
     std::fill(phase_, first_tap_, kLowest);
     std::fill(first_tap_, first_tap_ + size_, A(0));
     std::fill(values_, values_ + 2 * band_size, A(0));
-    windows_.clear();
-    for (int64_t i = columns.begin; i < columns.end; ++i) windows_.push_back(window_at(w, i));
+    columns_.emplace(w, columns.begin, columns.end);
     for (int64_t i = 0; i < columns.count(); ++i) {
-      const int64_t first = windows_[i].first;
+      const int64_t first = (*columns_)[columns.begin + i].first;
       if (first == 0) break;
       for (int64_t g = 0; g < group_; ++g) first_tap_[g * pitch + i] = static_cast<A>(first);
     }
@@ -192,7 +202,7 @@ class PlanePool {
 
   void gather(const Columns& columns, const T* x, A* phase) const {
     for (int64_t i = 0; i < columns.count(); ++i) {
-      const Window& window = windows_[i];
+      const Window window = (*columns_)[columns.begin + i];
       const T* from = x + window.start;
       A* to = phase + window.first * size_ + i;
       for (int64_t t = window.first; t < window.end; ++t, to += size_) {
@@ -204,7 +214,7 @@ class PlanePool {
   void pool_wide_rows(const Columns& columns, const T* x, int64_t count, A* values, A* offsets) {
     for (int64_t g = 0; g < count; ++g, x += shape_.w.input) {
       for (int64_t i = 0; i < columns.count(); ++i) {
-        const Window& window = windows_[i];
+        const Window window = (*columns_)[columns.begin + i];
         const int64_t at = g * columns.pitch + i, d = shape_.w.dilation;
         pool_wide_window(x + window.start + window.first * d, window.count(), d, values[at],
                          offsets[at]);
@@ -253,7 +263,8 @@ class PlanePool {
   int64_t group_ = 0, size_ = 0;  // rows that are pooled at a time; elements of a phase
   A *phase_ = nullptr, *first_tap_ = nullptr, *values_ = nullptr, *offsets_ = nullptr,
     *offset_row_ = nullptr;
-  std::vector<Window> windows_;  // of the columns
+  const Windows rows_;
+  std::optional<Windows> columns_;
 };
 
 // The maxima of one window over kVectors vectors of channels.
@@ -278,6 +289,7 @@ void pool_channels(const T* x, T* y, void* offsets, int64_t at, const PoolShape&
       const V number(static_cast<A>(i * row_taps + j));
       for (int k = 0; k < kVectors; ++k) {
         const V value = load_vector(tap + k * kWidth<T>, count, A(0));
+        prefetch(tap + k * kWidth<T> + kAhead<T>);
         if constexpr (kOffsets) {
           const V mask = replaces(value, best[k]);
           best[k] = V::blendv(best[k], value, mask);
@@ -306,9 +318,9 @@ template <class T>
 void pool_pixels(const MaxPoolForwardArgs& args, const PoolShape& shape, bool streaming) {
   const PoolAxis &h = shape.h, &w = shape.w;
   constexpr int64_t width = kWidth<T>;
-  const std::vector<Window> all_rows = windows_of(h), all_cols = windows_of(w);
+  const Windows all_rows(h), all_cols(w);
   const auto pool_pixel = [&](int64_t pixel, int64_t image, int64_t row, int64_t col) {
-    const Window &rows = all_rows[row], &cols = all_cols[col];
+    const Window rows = all_rows[row], cols = all_cols[col];
     const T* const x = static_cast<const T*>(args.input) + image * h.input * w.input * shape.inner;
     const auto pool = [&]<int vectors>(int64_t c, auto count) {
       constexpr auto with = pool_channels<T, true, vectors, decltype(count)>;

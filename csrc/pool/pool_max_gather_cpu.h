@@ -49,7 +49,8 @@ class Gather {
     margin_ = round_up((w.kernel - 1) * w.dilation + 1, 16);
     size_ = round_up(margin_ + std::max(w.output, w.input + w.padding) + 4 * kWidth<T>, 16);
     ahead_ = std::clamp<int64_t>(512 / w.output, 1, h.output);
-    slots_ = ceil_divide(h.kernel, h.stride) + ahead_;
+    slots_ = static_cast<int64_t>(
+        std::bit_ceil(static_cast<uint64_t>(ceil_divide(h.kernel, h.stride) + ahead_)));
     grads_ = static_cast<A*>(thread_scratch(2 * slots_ * size_ * sizeof(A)));
     offsets_ = grads_ + slots_ * size_;
     std::fill(grads_, offsets_ + slots_ * size_, A(0));
@@ -71,7 +72,7 @@ class Gather {
       if (cover.last >= ready) {
         ready = std::max(ready, cover.first);
         const int64_t stop = std::min(needed, std::max(cover.last + 1, ready + ahead_));
-        for (; ready < stop; ++ready) load_row(plane * h.output + ready, ready % slots_);
+        for (; ready < stop; ++ready) load_row(plane * h.output + ready, ready & (slots_ - 1));
       }
       w.stride == 1 ? sum_row<1>(dx + row * w.input, row, cover)
                     : sum_row<2>(dx + row * w.input, row, cover);
@@ -105,7 +106,7 @@ class Gather {
     const PoolAxis &h = shape_.h, &w = shape_.w;
     Taps found;
     for (int64_t output = cover.first; output <= cover.last; ++output) {
-      const int64_t begin = output % slots_ * size_ + margin_;
+      const int64_t begin = (output & (slots_ - 1)) * size_ + margin_;
       const int64_t tap = (row + h.padding - output * h.stride) * w.kernel;
       for (int64_t t = w.kernel - 1; t >= 0; --t) {
         // Element i is tap t of the output at (i + padding - t * dilation) / stride.
