@@ -344,9 +344,8 @@ void pool_pixels(const MaxPoolForwardArgs& args, const PoolShape& shape, bool st
 template <class T>
 void max_forward(const MaxPoolForwardArgs& args) {
   const PoolShape shape = simplified(args.shape);
-  const int64_t inputs = shape.outer * shape.h.input * shape.w.input * shape.inner;
   const int64_t outputs = shape.outer * shape.h.output * shape.w.output * shape.inner;
-  const bool past_cache = worth_streaming((inputs + outputs) * static_cast<int64_t>(sizeof(T)));
+  const bool past_cache = worth_streaming(outputs * static_cast<int64_t>(sizeof(T)));
   if (shape.inner > 1) {
     const bool streaming = past_cache && aligned_rows<T>(args.output, shape.inner);
     return pool_pixels<T>(args, shape, streaming);
