@@ -118,30 +118,67 @@ class Gather {
     return found;
   }
 
-  V sum_taps(const Taps& taps, int64_t i) const {
-    V sum(A(0));
-    for (int t = 0; t < taps.count; ++t) {
-      const int64_t at = taps.taps[t].at + i;
-      const V mask = load_vector(offsets_ + at) == V(taps.taps[t].number);
-      sum = sum + (load_vector(grads_ + at) & mask);
+  // What a pass over a row adds up: kCount taps, so that they stay in registers, or -1 for any
+  // number.
+  template <int kCount>
+  struct Sum {
+    static constexpr int kMost = kCount < 0 ? kFewWindows : kCount == 0 ? 1 : kCount;
+    const A *grads[kMost], *offsets[kMost];
+    V numbers[kMost];
+    int count;
+
+    Sum(const Gather& gather, const Taps& taps) : count(taps.count) {
+      for (int t = 0; t < (kCount < 0 ? count : kCount); ++t) {
+        grads[t] = gather.grads_ + taps.taps[t].at;
+        offsets[t] = gather.offsets_ + taps.taps[t].at;
+        numbers[t] = V(taps.taps[t].number);
+      }
     }
-    return sum;
+    V at(int64_t i) const {
+      V sum(A(0));
+      for (int t = 0; t < (kCount < 0 ? count : kCount); ++t) {
+        const V mask = load_vector(offsets[t] + i) == numbers[t];
+        sum = sum + (load_vector(grads[t] + i) & mask);
+      }
+      return sum;
+    }
+  };
+
+  template <int kEven, int kOdd>
+  void sum_even_and_odd(T* dx, const Taps& even_taps, const Taps& odd_taps) const {
+    constexpr int64_t width = kWidth<T>;
+    const Sum<kEven> even(*this, even_taps);
+    const Sum<kOdd> odd(*this, odd_taps);
+    const int64_t size = shape_.w.input;
+    int64_t i = 0;
+    for (; i + 2 * width <= size; i += 2 * width) {
+      const auto [low, high] = at::vec::interleave2(even.at(i / 2), odd.at(i / 2));
+      write_vector(dx + i, low, kWhole, streaming_);
+      write_vector(dx + i + width, high, kWhole, streaming_);
+    }
+    if (i == size) return;
+    const auto [low, high] = at::vec::interleave2(even.at(i / 2), odd.at(i / 2));
+    write(dx + i, low, size - i);
+    if (size - i > width) write(dx + i + width, high, size - i - width);
   }
 
   template <int kStride>
   void sum_row(T* dx, int64_t row, const Cover& cover) const {
-    constexpr int64_t width = kWidth<T>;
     const Taps even = taps_of_row<kStride>(row, cover, 0);
-    const Taps odd = kStride == 1 ? Taps() : taps_of_row<kStride>(row, cover, 1);
-    for (int64_t i = 0; i < shape_.w.input; i += kStride * width) {
-      const int64_t left = shape_.w.input - i;
-      if constexpr (kStride == 1) {
-        write(dx + i, sum_taps(even, i), left);
-      } else {
-        const auto [low, high] = at::vec::interleave2(sum_taps(even, i / 2), sum_taps(odd, i / 2));
-        write(dx + i, low, left);
-        if (left > width) write(dx + i + width, high, left - width);
+    if constexpr (kStride == 1) {
+      const Sum<-1> all(*this, even);
+      for (int64_t i = 0; i < shape_.w.input; i += kWidth<T>) {
+        write(dx + i, all.at(i), shape_.w.input - i);
       }
+    } else {
+      const Taps odd = taps_of_row<kStride>(row, cover, 1);
+      const auto counts = std::pair(even.count, odd.count);
+      if (counts == std::pair(1, 1)) return sum_even_and_odd<1, 1>(dx, even, odd);  // 2x2
+      if (counts == std::pair(1, 2)) return sum_even_and_odd<1, 2>(dx, even, odd);  // 3x3
+      if (counts == std::pair(2, 4)) return sum_even_and_odd<2, 4>(dx, even, odd);
+      if (counts == std::pair(2, 1)) return sum_even_and_odd<2, 1>(dx, even, odd);  // unpadded
+      if (counts == std::pair(4, 2)) return sum_even_and_odd<4, 2>(dx, even, odd);
+      sum_even_and_odd<-1, -1>(dx, even, odd);
     }
   }
 
