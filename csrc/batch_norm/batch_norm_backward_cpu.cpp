@@ -22,13 +22,16 @@ struct BackwardChannels {
     for (A** array : {&mean, &scale, &shift, &slope, &pull, &offset}) {
       *array = scratch.take<A>(cols);
     }
-    for (int64_t i = 0; i < cols; ++i) {
-      const int64_t c = i % args.shape.channels;
-      mean[i] = static_cast<const A*>(args.mean)[c];
-      scale[i] = static_cast<const A*>(args.rstd)[c] *
-                 static_cast<A>(parameter(args.weight, args.weight_dtype, c, 1));
-      shift[i] = static_cast<A>(parameter(args.bias, args.weight_dtype, c, 0));
-    }
+    const int64_t channels = args.shape.channels;
+    parallel_for(0, channels, kChannelGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        mean[c] = static_cast<const A*>(args.mean)[c];
+        scale[c] = static_cast<const A*>(args.rstd)[c] *
+                   static_cast<A>(parameter(args.weight, args.weight_dtype, c, 1));
+        shift[c] = static_cast<A>(parameter(args.bias, args.weight_dtype, c, 0));
+      }
+    });
+    for (A* array : {mean, scale, shift}) repeat_channels(array, channels, cols);
   }
 
   ForwardFactors<A> at(int64_t c) const { return {mean[c], scale[c], shift[c]}; }
@@ -92,36 +95,45 @@ void backward_rows(const BatchNormBackwardArgs& args, const BackwardData<T>& dat
   using A = Accumulate<T>;
   const Rows rows(args.shape);
   const int64_t cols = rows.cols, channels = rows.channels;
-  Carver scratch(cols * (6 * sizeof(A) + rows.ranges * 2 * sizeof(double)), 7);
-  double* const of_ranges = scratch.take<double>(rows.ranges * 2 * cols);
+  Carver scratch(cols * (6 * sizeof(A) + (rows.ranges + 1) * 2 * sizeof(double)), 7);
+  double* const of_ranges = scratch.take<double>((rows.ranges + 1) * 2 * cols);
+  double* const all = of_ranges + rows.ranges * 2 * cols;
   BackwardChannels<A> known(args, scratch, cols);
+  std::fill_n(all, 2 * cols, 0.0);
   if (needs_sums(args)) {
     rows.for_each_tile([&](int64_t range, int64_t row, int64_t count, int64_t col, int64_t width) {
       double* const sums = of_ranges + range * 2 * cols + col;
       sum_gradient_columns(data.from(row * cols + col), count, width, cols,
                            {known.mean + col, known.scale + col, known.shift + col}, sums,
                            sums + cols);
+      finish_writes();
+    });
+    rows.for_columns([&](int64_t begin, int64_t end) {
+      for (int64_t range = 0; range < rows.ranges; ++range) {
+        const double* const sums = of_ranges + range * 2 * cols;
+        for (int64_t i = begin; i < end; ++i) {
+          all[i] += sums[i];
+          all[cols + i] += sums[cols + i];
+        }
+      }
     });
   }
-  for (int64_t c = 0; c < channels; ++c) {
-    double sum = 0, product = 0;
-    for (int64_t range = 0; needs_sums(args) && range < rows.ranges; ++range) {
-      const double* const of_range = of_ranges + range * 2 * cols;
+  parallel_for(0, channels, kChannelGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      double sum = 0, product = 0;
       for (int64_t i = c; i < cols; i += channels) {
-        sum += of_range[i];
-        product += of_range[cols + i];
+        sum += all[i];
+        product += all[cols + i];
       }
+      known.set(c, sum, product);
     }
-    known.set(c, sum, product);
-  }
-  if (!writes_elements(args)) return;
-  for (int64_t i = channels; i < cols; ++i) {
-    known.slope[i] = known.slope[i - channels];
-    known.pull[i] = known.pull[i - channels];
-    known.offset[i] = known.offset[i - channels];
-  }
+  });
+  const bool residual_is_written = needs_sums(args) && data.residual_goes_first();
+  if (!writes_elements(args) || (residual_is_written && data.grad_input == nullptr)) return;
+  for (A* array : {known.slope, known.pull, known.offset}) repeat_channels(array, channels, cols);
+  const BackwardData<T> rest = residual_is_written ? data.after_residual() : data;
   rows.for_all_rows([&](int64_t row, int64_t count) {
-    differentiate_rows(data.from(row * cols), count, cols, {known.mean, known.scale, known.shift},
+    differentiate_rows(rest.from(row * cols), count, cols, {known.mean, known.scale, known.shift},
                        {known.slope, known.pull, known.offset});
   });
 }

@@ -43,6 +43,14 @@ struct Planes {
   }
 };
 
+// Writes the first `channels` of an array over and over, up to `cols`.
+template <class A>
+inline void repeat_channels(A* array, int64_t channels, int64_t cols) {
+  for (int64_t i = channels; i < cols; ++i) array[i] = array[i - channels];
+}
+
+inline constexpr int64_t kChannelGrain = 512;  // channels whose factors are worth waking a thread
+
 // How rows of channels are split: into ranges of rows times tiles of columns. Rows of few channels
 // are taken `fold` at once, as one row.
 struct Rows {
@@ -70,6 +78,11 @@ struct Rows {
         f(range, row, first_row(range + 1) - row, col, std::min(kColumns, cols - col));
       }
     });
+  }
+  // f(first, end) for all columns, where there is work for each range
+  template <class F>
+  void for_columns(F&& f) const {
+    parallel_for(0, cols, std::max<int64_t>(256, kGrain / ranges), f);
   }
   // f(first row, rows) for all rows
   template <class F>

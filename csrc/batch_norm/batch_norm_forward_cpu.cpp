@@ -84,7 +84,7 @@ void evaluate_planes(const BatchNormForwardArgs& args, const ForwardData<T>& dat
   Carver scratch(channels * 3 * sizeof(A), 3);
   ForwardChannels<A> known{args, scratch.take<A>(channels), scratch.take<A>(channels),
                            scratch.take<A>(channels)};
-  parallel_for(0, channels, 512, [&](int64_t begin, int64_t end) {
+  parallel_for(0, channels, kChannelGrain, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) known.set_from_running(c);
   });
   const int64_t parts = std::clamp<int64_t>(spatial / kPart, 1, 64);  // of a plane
@@ -99,48 +99,68 @@ void evaluate_planes(const BatchNormForwardArgs& args, const ForwardData<T>& dat
   });
 }
 
+// From the moments of columns in each range (means[ranges][2][cols]), those in all, behind them:
+// range after range, as they lie in memory.
+void combine_ranges(const Rows& rows, double* means, int64_t begin, int64_t end) {
+  const int64_t cols = rows.cols;
+  double* const mean = means + rows.ranges * 2 * cols;
+  double* const squares = mean + cols;
+  std::copy(means + begin, means + end, mean + begin);
+  std::fill(squares + begin, squares + end, 0.0);
+  const auto rows_of = [&](int64_t range) {
+    return static_cast<double>(rows.first_row(range + 1) - rows.first_row(range));
+  };
+  for (int64_t range = 1; range < rows.ranges; ++range) {
+    const double part = rows_of(range) / static_cast<double>(rows.rows);
+    const double* const of_range = means + range * 2 * cols;
+    for (int64_t i = begin; i < end; ++i) mean[i] += part * (of_range[i] - means[i]);
+  }
+  for (int64_t range = 0; range < rows.ranges; ++range) {
+    const double count = rows_of(range);
+    const double* const of_range = means + range * 2 * cols;
+    for (int64_t i = begin; i < end; ++i) {
+      const double difference = of_range[i] - mean[i];
+      squares[i] += of_range[cols + i] + count * difference * difference;
+    }
+  }
+}
+
 template <class T>
 void forward_rows(const BatchNormForwardArgs& args, const ForwardData<T>& data) {
   using A = Accumulate<T>;
   const Rows rows(args.shape);
   const int64_t cols = rows.cols, channels = rows.channels;
-  const int64_t sums = args.training ? rows.ranges * 2 * cols : 0;
+  const int64_t sums = args.training ? (rows.ranges + 1) * 2 * cols : 0;
   Carver scratch(sums * sizeof(double) + 3 * cols * sizeof(A), 4);
-  double* const means = scratch.take<double>(sums);
+  double* const means = scratch.take<double>(sums);  // of ranges, then of all
   ForwardChannels<A> known{args, scratch.take<A>(cols), scratch.take<A>(cols),
                            scratch.take<A>(cols)};
+  double* const mean = means + rows.ranges * 2 * cols;
   if (args.training) {
     rows.for_each_tile([&](int64_t range, int64_t row, int64_t count, int64_t col, int64_t width) {
       double* const of_range = means + range * 2 * cols + col;
       moments_of_columns(data.input + row * cols + col, count, width, cols, of_range,
                          of_range + cols);
     });
+    rows.for_columns([&](int64_t begin, int64_t end) { combine_ranges(rows, means, begin, end); });
   }
-  for (int64_t c = 0; c < channels; ++c) {
-    if (!args.training) {
-      known.set_from_running(c);
-      continue;
-    }
-    Moments all;
-    for (int64_t range = 0; range < rows.ranges; ++range) {
-      const double count = static_cast<double>(rows.first_row(range + 1) - rows.first_row(range));
-      const double* const of_range = means + range * 2 * cols;
-      for (int64_t i = c; i < cols; i += channels) {
-        all.add({count, of_range[i], of_range[cols + i]});
+  parallel_for(0, channels, kChannelGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      if (!args.training) {
+        known.set_from_running(c);
+        continue;
       }
+      Moments all = moments_of_sets(mean + c, mean + cols + c, cols / channels, channels,
+                                    static_cast<double>(rows.rows));
+      if (!std::isfinite(all.squares)) {
+        all = moments_in_double(rows.rows * cols / channels, [&](int64_t i) {
+          return static_cast<double>(data.input[i * channels + c]);
+        });
+      }
+      known.set_from(c, all);
     }
-    if (!std::isfinite(all.squares)) {
-      all = moments_in_double(rows.rows * cols / channels, [&](int64_t i) {
-        return static_cast<double>(data.input[i * channels + c]);
-      });
-    }
-    known.set_from(c, all);
-  }
-  for (int64_t i = channels; i < cols; ++i) {
-    known.mean[i] = known.mean[i - channels];
-    known.scale[i] = known.scale[i - channels];
-    known.shift[i] = known.shift[i - channels];
-  }
+  });
+  for (A* array : {known.mean, known.scale, known.shift}) repeat_channels(array, channels, cols);
   rows.for_all_rows([&](int64_t row, int64_t count) {
     normalise_rows(data.from(row * cols), count, cols, known.all());
   });

@@ -1,6 +1,7 @@
 // Parameters and scratch arrays of batch_norm and group_norm on CPU.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -25,6 +26,40 @@ inline double parameter(const void* data, DType dtype, int64_t i, double otherwi
       return static_cast<const c10::Half*>(data)[i];
   }
   return otherwise;
+}
+
+template <class A, class P>
+inline void read_channels(const P* data, int64_t channels, int64_t repeat, A* to) {
+  parallel_for(0, channels, 16384 / repeat + 1, [=](int64_t begin, int64_t end) {
+    if (repeat == 1) {
+      for (int64_t c = begin; c < end; ++c) to[c] = static_cast<A>(data[c]);
+    } else {
+      for (int64_t c = begin; c < end; ++c) {
+        const A value = static_cast<A>(data[c]);
+        for (int64_t i = 0; i < repeat; ++i) to[c * repeat + i] = value;
+      }
+    }
+  });
+}
+
+// A parameter of `channels` in the type that kernels compute in, each element `repeat` times over.
+template <class A>
+inline void read_parameter(const void* data, DType dtype, int64_t channels, int64_t repeat,
+                           A otherwise, A* to) {
+  if (data == nullptr) {
+    std::fill_n(to, channels * repeat, otherwise);
+    return;
+  }
+  switch (dtype) {
+    case DType::kFloat32:
+      return read_channels(static_cast<const float*>(data), channels, repeat, to);
+    case DType::kFloat64:
+      return read_channels(static_cast<const double*>(data), channels, repeat, to);
+    case DType::kBFloat16:
+      return read_channels(static_cast<const c10::BFloat16*>(data), channels, repeat, to);
+    case DType::kFloat16:
+      return read_channels(static_cast<const c10::Half*>(data), channels, repeat, to);
+  }
 }
 
 // Does nothing where there is none.

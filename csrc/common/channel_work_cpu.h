@@ -12,6 +12,7 @@ namespace fastdl {
 inline namespace CPU_CAPABILITY {
 
 inline constexpr int64_t kGrain = 16384;      // elements worth waking a thread for
+inline constexpr int64_t kUnitCost = 100;     // elements that the rest of a unit takes the time of
 inline constexpr int64_t kPart = 128 * 1024;  // elements that are worth a part of their own
 
 // first(unit, part) for all of `parts` parts, then second(unit), then third(unit, part) for all:
@@ -21,14 +22,19 @@ template <class First, class Second, class Third>
 inline void for_each_unit(int64_t units, int64_t parts, int64_t elements, First&& first,
                           Second&& second, Third&& third) {
   const auto for_parts = [&](int64_t begin, int64_t end, auto&& f) {
-    for (int64_t i = begin; i < end; ++i) f(i / parts, i % parts);
+    int64_t unit = begin / parts, part = begin % parts;
+    for (int64_t i = begin; i < end; ++i) {
+      f(unit, part);
+      if (++part == parts) ++unit, part = 0;
+    }
   };
   if (parts == 1 || units >= 4 * num_threads()) {
-    parallel_for(0, units, std::max<int64_t>(1, kGrain / elements), [&](auto begin, auto end) {
+    const int64_t grain = kGrain / (elements + kUnitCost) + 1;
+    parallel_for(0, units, grain, [&](auto begin, auto end) {
       for (int64_t unit = begin; unit < end; ++unit) {
-        for_parts(unit * parts, (unit + 1) * parts, first);
+        for (int64_t part = 0; part < parts; ++part) first(unit, part);
         second(unit);
-        for_parts(unit * parts, (unit + 1) * parts, third);
+        for (int64_t part = 0; part < parts; ++part) third(unit, part);
       }
       finish_writes();
     });

@@ -17,6 +17,7 @@ struct Sums {
   const GroupNormBackwardArgs& args;
   double *sums, *products;  // [batch, channels]
   A *pull, *offset;         // [batch, groups]
+  A* weight;                // [channels]
 
   Sums(const GroupNormBackwardArgs& args, Carver& scratch) : args(args) {
     const GroupNormShape& shape = args.shape;
@@ -24,14 +25,14 @@ struct Sums {
     products = scratch.take<double>(shape.batch * shape.channels);
     pull = scratch.take<A>(shape.batch * shape.groups);
     offset = scratch.take<A>(shape.batch * shape.groups);
+    weight = scratch.take<A>(shape.channels);
+    read_parameter(args.weight, args.weight_dtype, shape.channels, 1, A(1), weight);
   }
   static size_t bytes(const GroupNormShape& shape) {
-    return shape.batch * (2 * shape.channels * sizeof(double) + 2 * shape.groups * sizeof(A));
+    return shape.batch * (2 * shape.channels * sizeof(double) + 2 * shape.groups * sizeof(A)) +
+           shape.channels * sizeof(A);
   }
 
-  double weight(int64_t channel) const {
-    return parameter(args.weight, args.weight_dtype, channel, 1);
-  }
   A mean(int64_t group) const { return static_cast<const A*>(args.mean)[group]; }
   A rstd(int64_t group) const { return static_cast<const A*>(args.rstd)[group]; }
 
@@ -40,8 +41,8 @@ struct Sums {
     const int64_t columns = shape.channels_of_group(), first = group % shape.groups * columns;
     double sum = 0, product = 0;
     for (int64_t i = 0; i < columns; ++i) {
-      sum += weight(first + i) * sums[group * columns + i];
-      product += weight(first + i) * products[group * columns + i];
+      sum += weight[first + i] * sums[group * columns + i];
+      product += weight[first + i] * products[group * columns + i];
     }
     const double count = static_cast<double>(columns * shape.spatial), scale = rstd(group);
     pull[group] = static_cast<A>(-product / count * scale * scale * scale);
@@ -50,24 +51,130 @@ struct Sums {
 
   // Of a channel (in the first sample, others are `channels` further)
   BackwardFactors<A> factors(int64_t group, int64_t channel) const {
-    return {static_cast<A>(weight(channel)) * rstd(group), pull[group], offset[group]};
+    return {weight[channel] * rstd(group), pull[group], offset[group]};
   }
 
   void finish_parameters() const {
     if (args.grad_weight == nullptr && args.grad_bias == nullptr) return;
     const GroupNormShape& shape = args.shape;
-    const int64_t channels = shape.channels, columns = shape.channels_of_group();
-    parallel_for(0, channels, kGrain / shape.batch + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        double sum = 0, product = 0;
-        for (int64_t sample = 0; sample < shape.batch; ++sample) {
-          sum += sums[sample * channels + c];
-          product += products[sample * channels + c] * rstd(sample * shape.groups + c / columns);
-        }
-        set_parameter(args.grad_weight, args.weight_dtype, c, product);
-        set_parameter(args.grad_bias, args.weight_dtype, c, sum);
-      }
+    parallel_for(0, shape.channels, kGrain / shape.batch + 1, [&](int64_t begin, int64_t end) {
+      for (; begin < end; begin += kColumns) finish_tile(begin, std::min(end, begin + kColumns));
     });
+  }
+
+ private:
+  void finish_tile(int64_t begin, int64_t end) const {
+    double of_channels[2][kColumns] = {};
+    const int64_t channels = args.shape.channels, columns = args.shape.channels_of_group();
+    for (int64_t sample = 0; sample < args.shape.batch; ++sample) {
+      const double* const sum = sums + sample * channels;
+      const double* const product = products + sample * channels;
+      for (int64_t first = begin; first < end;) {
+        const int64_t group = first / columns, past = std::min(end, (group + 1) * columns);
+        const double scale = rstd(sample * args.shape.groups + group);
+        for (int64_t c = first; c < past; ++c) {
+          of_channels[0][c - begin] += sum[c];
+          of_channels[1][c - begin] += product[c] * scale;
+        }
+        first = past;
+      }
+    }
+    for (int64_t c = begin; c < end; ++c) {
+      set_parameter(args.grad_weight, args.weight_dtype, c, of_channels[1][c - begin]);
+      set_parameter(args.grad_bias, args.weight_dtype, c, of_channels[0][c - begin]);
+    }
+  }
+};
+
+// The sums of dy and of dy (x - mean) of a plane, and dx once the group's are known; what is common
+// to a group's planes is with them.
+template <class T>
+class GroupPlanes {
+ public:
+  using A = Accumulate<T>;
+  using V = Vec<T>;
+  const T *grad_output, *input;
+  T* grad_input;
+  int64_t spatial, next;
+  bool streaming;
+
+  GroupPlanes(const BackwardData<T>& data, int64_t spatial, int64_t next)
+      : grad_output(data.grad_output),
+        input(data.input),
+        grad_input(data.grad_input),
+        spatial(spatial),
+        next(next),
+        streaming(data.streaming && worth_streaming_runs<T>({1, spatial, 0})) {}
+
+  void sum(int64_t first, int64_t end, A mean, double* sums, double* products) const {
+    for (int64_t plane = first; plane < end; ++plane) {
+      const T* const grads = grad_output + plane * spatial;
+      const T* const values = input + plane * spatial;
+      std::array<double, 2> totals{};
+      if (spatial <= kFewElements) {
+        totals = sum_few(grads, values, mean);
+      } else {
+        for_chunks(Runs{1, spatial, 0}, [&](int64_t offset, const Runs& chunk) {
+          const V center(mean);
+          const auto of_chunk = sum_runs<T>(chunk, [=](int64_t i, auto count, V& sum, V& product) {
+            add(grads + offset + i, values + offset + i, count, mean, center, sum, product);
+          });
+          for (int t = 0; t < 2; ++t) totals[t] += of_chunk[t];
+        });
+      }
+      sums[plane] = totals[0];
+      products[plane] = totals[1];
+    }
+  }
+
+  void write(int64_t plane, A mean, BackwardFactors<A> factors) const {
+    const V center(mean), slope(factors.slope), pull(factors.pull), shift(factors.offset);
+    const T* const grads = grad_output + plane * spatial;
+    const T* const values = input + plane * spatial;
+    T* const out = grad_input + plane * spatial;
+    const int64_t distance = next;
+    const bool stream = streaming;
+    for_output_run(out, spatial, stream, [=](int64_t i, auto count) {
+      prefetch(values + i + distance);
+      prefetch(grads + i + distance);
+      const V grad = load_vector(grads + i, count, A(0));
+      const V centred = load_vector(values + i, count, A(0)) - center;
+      write_vector(out + i, at::vec::fmadd(grad, slope, at::vec::fmadd(centred, pull, shift)),
+                   count, stream);
+    });
+  }
+
+ private:
+  static constexpr int64_t kFewElements = 256;
+
+  template <class Count>
+  static void add(const T* grads, const T* values, Count count, A mean, V center, V& sum,
+                  V& product) {
+    const V grad = load_vector(grads, count, A(0));
+    sum = sum + grad;
+    product = at::vec::fmadd(grad, load_vector(values, count, mean) - center, product);
+  }
+
+  // As sum_runs, whose start and end take longer than so few elements
+  std::array<double, 2> sum_few(const T* grads, const T* values, A mean) const {
+    constexpr int64_t width = kWidth<T>;
+    const V center(mean);
+    V sums[2]{V(A(0)), V(A(0))}, products[2]{V(A(0)), V(A(0))};
+    int64_t i = 0;
+    for (; i + 2 * width <= spatial; i += 2 * width) {
+      add(grads + i, values + i, kWhole, mean, center, sums[0], products[0]);
+      add(grads + i + width, values + i + width, kWhole, mean, center, sums[1], products[1]);
+    }
+    if (i + width <= spatial) {
+      add(grads + i, values + i, kWhole, mean, center, sums[0], products[0]);
+      i += width;
+    }
+    if (i < spatial) {
+      const int64_t last = spatial - width;  // kShortPlane is more than a vector
+      const Overlapping<V> open{V::arange(A(0), A(1)) >= V(static_cast<A>(i - last))};
+      add(grads + last, values + last, open, mean, center, sums[1], products[1]);
+    }
+    return reduce_sums(sums[0] + sums[1], products[0] + products[1]);
   }
 };
 
@@ -76,28 +183,133 @@ void backward_planes(const GroupNormBackwardArgs& args, const BackwardData<T>& d
   using A = Accumulate<T>;
   const GroupNormShape& shape = args.shape;
   const int64_t columns = shape.channels_of_group(), spatial = shape.spatial;
-  Carver scratch(Sums<A>::bytes(shape), 4);
+  const int64_t parts = std::clamp<int64_t>(columns * spatial / kGrain, 1, columns);  // of a group
+  Carver scratch(Sums<A>::bytes(shape), 5);
   Sums<A> known(args, scratch);
-  const Runs runs{1, spatial, 0};
-  const int64_t next = ahead(columns * spatial, 2 * columns * spatial * sizeof(T));
+  const GroupPlanes<T> planes(data, spatial,
+                              ahead(columns * spatial, 2 * columns * spatial * sizeof(T)));
   for_each_unit(
-      shape.batch * shape.groups, columns, columns * spatial,
-      [&](int64_t group, int64_t i) {
-        const int64_t plane = group * columns + i;
-        const auto [sum, product] =
-            sum_gradient_runs(data.from(plane * spatial), runs, {known.mean(group), A(1), A(0)});
-        known.sums[plane] = sum;
-        known.products[plane] = product;
+      shape.batch * shape.groups, parts, columns * spatial,
+      [&](int64_t group, int64_t part) {
+        const int64_t first = group * columns;
+        planes.sum(first + part_begin(columns, part, parts),
+                   first + part_begin(columns, part + 1, parts), known.mean(group), known.sums,
+                   known.products);
       },
       [&](int64_t group) { known.finish_group(group); },
-      [&](int64_t group, int64_t i) {
+      [&](int64_t group, int64_t part) {
         if (data.grad_input == nullptr) return;
-        const int64_t plane = group * columns + i;
-        differentiate_runs(data.from(plane * spatial), runs, {known.mean(group), A(1), A(0)},
-                           known.factors(group, plane % shape.channels), next);
+        const int64_t first = group % shape.groups * columns;
+        const int64_t end = part_begin(columns, part + 1, parts);
+        for (int64_t i = part_begin(columns, part, parts); i < end; ++i) {
+          planes.write(group * columns + i, known.mean(group), known.factors(group, first + i));
+        }
       });
   known.finish_parameters();
 }
+
+// Short planes. A task is a range of samples times a block of groups, of which it adds up what the
+// parameters' gradients need, by element of the block's rows.
+template <class T>
+struct ShortPlanes {
+  using A = Accumulate<T>;
+  using V = Vec<T>;
+  static constexpr int64_t kSamples = 16;  // of a range: added in float before going on in double
+
+  const GroupNormBackwardArgs& args;
+  const BackwardData<T>& data;
+  const GroupNormShape& shape = args.shape;
+  const int64_t columns = shape.channels_of_group(), cols = columns * shape.spatial;
+  const int64_t width = shape.channels * shape.spatial;  // of a sample
+  const int64_t ranges = (shape.batch + kSamples - 1) / kSamples;
+  A *weight = nullptr, *of_ranges = nullptr;  // [width], [ranges, 2, width]
+
+  void run() {
+    Carver scratch((2 * ranges + 1) * width * sizeof(A), 2);
+    weight = scratch.take<A>(width);
+    of_ranges = scratch.take<A>(2 * ranges * width);
+    read_parameter(args.weight, args.weight_dtype, shape.channels, shape.spatial, A(1), weight);
+    const int64_t of_block = std::clamp<int64_t>(1024 / cols, 1, shape.groups);
+    const int64_t blocks = (shape.groups + of_block - 1) / of_block;
+    const int64_t elements = std::min(kSamples, shape.batch) * of_block * cols;
+    parallel_for(0, ranges * blocks, std::max<int64_t>(1, kGrain / elements),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i) {
+                     const int64_t first = i % blocks * of_block;
+                     add_block(i / blocks, first, std::min(first + of_block, shape.groups));
+                   }
+                   finish_writes();
+                 });
+    finish_parameters();
+  }
+
+  void add_block(int64_t range, int64_t first_group, int64_t end_group) const {
+    A* const sums = of_ranges + range * 2 * width;
+    for (A* of : {sums, sums + width}) {
+      std::fill(of + first_group * cols, of + end_group * cols, A(0));
+    }
+    const int64_t end = std::min((range + 1) * kSamples, shape.batch);
+    for (int64_t sample = range * kSamples; sample < end; ++sample) {
+      for (int64_t group = first_group; group < end_group; ++group) {
+        add_group(sample * shape.groups + group, weight + group * cols, sums + group * cols);
+      }
+    }
+  }
+
+  void add_group(int64_t group, const A* weights, A* sums) const {
+    const A mean = static_cast<const A*>(args.mean)[group];
+    const A rstd = static_cast<const A*>(args.rstd)[group];
+    const BackwardData<T> row = data.from(group * cols);
+    const V center(mean), scale(rstd);
+    double total = 0, total_product = 0;
+    for_chunks(Runs{1, cols, 0}, [&](int64_t offset, const Runs& chunk) {
+      const auto [sum, product] = sum_runs<T>(chunk, [&](int64_t i, auto count, V& sum, V& other) {
+        const V grad = load_vector(row.grad_output + offset + i, count, A(0)) *
+                       load_vector(weights + offset + i, count, A(0));
+        sum = sum + grad;
+        other =
+            at::vec::fmadd(grad, load_vector(row.input + offset + i, count, mean) - center, other);
+      });
+      total += sum;
+      total_product += product;
+    });
+    const double factor = static_cast<double>(rstd) / static_cast<double>(cols);
+    const V pull(static_cast<A>(-total_product * factor * rstd * rstd));
+    const V shift(static_cast<A>(-total * factor));
+    for_single_vectors<T>(cols, [&](int64_t i, auto count) {
+      const V grad = load_vector(row.grad_output + i, count, A(0));
+      const V centred = load_vector(row.input + i, count, mean) - center;
+      store_vector(sums + i, load_vector(sums + i, count, A(0)) + grad, count);
+      store_vector(
+          sums + width + i,
+          at::vec::fmadd(grad, centred * scale, load_vector(sums + width + i, count, A(0))), count);
+      if (row.grad_input == nullptr) return;
+      const V slope = load_vector(weights + i, count, A(0)) * scale;
+      store_vector(row.grad_input + i,
+                   at::vec::fmadd(grad, slope, at::vec::fmadd(centred, pull, shift)), count);
+    });
+  }
+
+  void finish_parameters() const {
+    if (args.grad_weight == nullptr && args.grad_bias == nullptr) return;
+    const int64_t spatial = shape.spatial;
+    parallel_for(0, shape.channels, kGrain / (2 * ranges * spatial) + 1,
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t c = begin; c < end; ++c) {
+                     double sum = 0, product = 0;
+                     for (int64_t range = 0; range < ranges; ++range) {
+                       const A* const sums = of_ranges + range * 2 * width + c * spatial;
+                       for (int64_t i = 0; i < spatial; ++i) {
+                         sum += sums[i];
+                         product += sums[width + i];
+                       }
+                     }
+                     set_parameter(args.grad_weight, args.weight_dtype, c, product);
+                     set_parameter(args.grad_bias, args.weight_dtype, c, sum);
+                   }
+                 });
+  }
+};
 
 template <class T>
 void backward_samples(const GroupNormBackwardArgs& args, const BackwardData<T>& data) {
@@ -108,13 +320,13 @@ void backward_samples(const GroupNormBackwardArgs& args, const BackwardData<T>& 
   const int64_t of_sample = 2 * channels * samples.ranges;
   Carver scratch(
       Sums<A>::bytes(shape) + shape.batch * (of_sample * sizeof(double) + 4 * channels * sizeof(A)),
-      6);
+      7);
   Sums<A> known(args, scratch);
   double* const all_ranges = scratch.take<double>(shape.batch * of_sample);
   A* const all_factors = scratch.take<A>(shape.batch * 4 * channels);
-  for (int64_t i = 0; i < shape.batch * channels; ++i) {
-    const int64_t group = i / columns;
-    all_factors[i / channels * 4 * channels + i % channels] = known.mean(group);
+  for (int64_t group = 0; group < shape.batch * shape.groups; ++group) {
+    const int64_t sample = group / shape.groups, first = group % shape.groups * columns;
+    std::fill_n(all_factors + sample * 4 * channels + first, columns, known.mean(group));
   }
   const auto start_of = [&](int64_t sample, int64_t range) {
     return sample * samples.elements() + samples.first_row(range) * channels;
@@ -178,9 +390,11 @@ void group_norm_backward<kBuildIsa>(const GroupNormBackwardArgs& args) {
                          nullptr,
                          false,
                          worth_streaming(3 * args.shape.elements() * int64_t{sizeof(T)})};
-    if (args.shape.channels_last || args.shape.spatial == 1) {
+    if (args.shape.channels_last) {
       data.streaming = data.streaming && rows_are_aligned(data.written(), args.shape.channels);
       backward_samples<T>(args, data);
+    } else if (has_short_planes(args.shape)) {
+      ShortPlanes<T>{args, data}.run();
     } else {
       backward_planes<T>(args, data);
     }

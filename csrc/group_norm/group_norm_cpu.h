@@ -12,7 +12,15 @@
 namespace fastdl {
 inline namespace CPU_CAPABILITY {
 
-// Channels last (and of one position): a sample's positions are split into ranges, each with arrays
+// Planes of fewer elements are not taken one by one: a group is a row with parameters for each
+// element, which are written out once for all samples.
+inline constexpr int64_t kShortPlane = 32;
+
+inline bool has_short_planes(const GroupNormShape& shape) {
+  return !shape.channels_last && shape.spatial < kShortPlane;
+}
+
+// Channels last: a sample's positions are split into ranges, each with arrays
 // of two numbers a channel. Ranges depend on the sizes alone.
 struct Samples {
   GroupNormShape shape;

@@ -21,12 +21,39 @@ A set_statistics(const GroupNormForwardArgs& args, int64_t group, const Moments&
   return rstd;
 }
 
+// The parameters in the type that is computed in, each `repeat` times over
 template <class A>
-ForwardFactors<A> factors_of(const GroupNormForwardArgs& args, int64_t group, int64_t channel) {
-  const A rstd = static_cast<const A*>(args.rstd)[group];
-  return {static_cast<const A*>(args.mean)[group],
-          rstd * static_cast<A>(parameter(args.weight, args.weight_dtype, channel, 1)),
-          static_cast<A>(parameter(args.bias, args.weight_dtype, channel, 0))};
+struct Parameters {
+  A *weight, *bias;
+
+  static size_t bytes(const GroupNormShape& shape, int64_t repeat) {
+    return 2 * shape.channels * repeat * sizeof(A);
+  }
+  Parameters(const GroupNormForwardArgs& args, int64_t repeat, Carver& scratch) {
+    const int64_t channels = args.shape.channels;
+    weight = scratch.take<A>(channels * repeat);
+    bias = scratch.take<A>(channels * repeat);
+    read_parameter(args.weight, args.weight_dtype, channels, repeat, A(1), weight);
+    read_parameter(args.bias, args.weight_dtype, channels, repeat, A(0), bias);
+  }
+};
+
+// A part of a group, as a row with parameters for each element
+template <class T>
+void normalise_row(const ForwardData<T>& data, int64_t size, Accumulate<T> mean, Accumulate<T> rstd,
+                   const Accumulate<T>* weight, const Accumulate<T>* bias) {
+  using A = Accumulate<T>;
+  using V = Vec<T>;
+  const V center(mean), factor(rstd);
+  const T* const input = data.input;
+  T* const output = data.output;
+  const bool streaming = data.streaming && worth_streaming_runs<T>({1, size, 0});
+  for_output_run(output, size, streaming, [=](int64_t i, auto count) {
+    const V centred = load_vector(input + i, count, A(0)) - center;
+    const V scale = factor * load_vector(weight + i, count, A(0));
+    write_vector(output + i, at::vec::fmadd(centred, scale, load_vector(bias + i, count, A(0))),
+                 count, streaming);
+  });
 }
 
 template <class T>
@@ -34,10 +61,13 @@ void forward_planes(const GroupNormForwardArgs& args, const ForwardData<T>& data
   using A = Accumulate<T>;
   const GroupNormShape& shape = args.shape;
   const int64_t rows = shape.batch * shape.groups, spatial = shape.spatial;
-  const int64_t cols = shape.channels_of_group() * spatial;
+  const int64_t columns = shape.channels_of_group(), cols = columns * spatial;
   const int64_t parts = std::clamp<int64_t>(cols / kPart, 1, 64);
-  Carver scratch(rows * parts * sizeof(Moments), 1);
+  const int64_t repeat = has_short_planes(shape) ? spatial : 1;
+  Carver scratch(rows * parts * sizeof(Moments) + Parameters<A>::bytes(shape, repeat), 3);
   Moments* const of_parts = scratch.take<Moments>(rows * parts);
+  const Parameters<A> parameters(args, repeat, scratch);
+  const int64_t next = ahead(cols, cols * sizeof(T));
   for_each_unit(
       rows, parts, cols,
       [&](int64_t row, int64_t part) {
@@ -51,33 +81,23 @@ void forward_planes(const GroupNormForwardArgs& args, const ForwardData<T>& data
         set_statistics<A>(args, row, all);
       },
       [&](int64_t row, int64_t part) {
-        const int64_t end = part_begin(cols, part + 1, parts);
-        for (int64_t begin = part_begin(cols, part, parts); begin < end;) {
-          const int64_t channel = begin / spatial;
+        const int64_t end = part_begin(cols, part + 1, parts), first = row % shape.groups * columns;
+        const A mean = static_cast<const A*>(args.mean)[row];
+        const A rstd = static_cast<const A*>(args.rstd)[row];
+        const A* const weight = parameters.weight + first * repeat;
+        const A* const bias = parameters.bias + first * repeat;
+        int64_t begin = part_begin(cols, part, parts);
+        if (has_short_planes(shape)) {
+          return normalise_row(data.from(row * cols + begin), end - begin, mean, rstd,
+                               weight + begin, bias + begin);
+        }
+        for (int64_t channel = begin / spatial; begin < end; ++channel) {
           const int64_t length = std::min(end, (channel + 1) * spatial) - begin;
-          normalise_runs(
-              data.from(row * cols + begin), Runs{1, length, 0},
-              factors_of<A>(args, row, row % shape.groups * shape.channels_of_group() + channel),
-              ahead(cols, cols * sizeof(T)));
+          normalise_runs(data.from(row * cols + begin), Runs{1, length, 0},
+                         {mean, rstd * weight[channel], bias[channel]}, next);
           begin += length;
         }
       });
-}
-
-// The moments of a group from those of its columns, of `count` elements each
-Moments moments_of_group(const double* means, const double* squares, int64_t columns,
-                         int64_t count) {
-  Moments all{static_cast<double>(columns * count)};
-  for (int64_t i = 0; i < columns; ++i) all.mean += means[i];
-  all.mean /= static_cast<double>(columns);
-  double between = 0;
-  for (int64_t i = 0; i < columns; ++i) {
-    const double difference = means[i] - all.mean;
-    all.squares += squares[i];
-    between += difference * difference;
-  }
-  all.squares += between * static_cast<double>(count);
-  return all;
 }
 
 template <class T>
@@ -87,13 +107,15 @@ void forward_samples(const GroupNormForwardArgs& args, const ForwardData<T>& dat
   const Samples samples(shape);
   const int64_t channels = shape.channels, columns = shape.channels_of_group();
   const int64_t sums = 2 * channels * samples.ranges;
-  Carver scratch(shape.batch * (sums * sizeof(double) + 3 * channels * sizeof(A)), 2);
+  Carver scratch(shape.batch * (sums * sizeof(double) + 3 * channels * sizeof(A)) +
+                     Parameters<A>::bytes(shape, 1),
+                 4);
   double* const all_sums = scratch.take<double>(shape.batch * sums);
   A* const all_factors = scratch.take<A>(shape.batch * 3 * channels);
+  const Parameters<A> parameters(args, 1, scratch);
   for_each_unit(
       shape.batch, samples.ranges, samples.elements(),
       [&](int64_t sample, int64_t range) {
-        if (shape.spatial == 1) return;
         const int64_t row = samples.first_row(range), rows = samples.first_row(range + 1) - row;
         const T* const input = data.input + sample * samples.elements() + row * channels;
         double* const means = all_sums + sample * sums + range * 2 * channels;
@@ -108,27 +130,22 @@ void forward_samples(const GroupNormForwardArgs& args, const ForwardData<T>& dat
         for (int64_t group = 0; group < shape.groups; ++group) {
           const int64_t first = group * columns;
           Moments all;
-          if (shape.spatial == 1) {
-            all = moments_of_runs(input + first, Runs{1, columns, 0});
-          } else {
-            for (int64_t range = 0; range < samples.ranges; ++range) {
-              const double* const means = all_sums + sample * sums + range * 2 * channels + first;
-              all.add(moments_of_group(means, means + channels, columns,
-                                       samples.first_row(range + 1) - samples.first_row(range)));
-            }
-            if (!std::isfinite(all.squares)) {
-              all = moments_in_double(columns * shape.spatial, [&](int64_t i) {
-                return static_cast<double>(input[i / columns * channels + first + i % columns]);
-              });
-            }
+          for (int64_t range = 0; range < samples.ranges; ++range) {
+            const double* const means = all_sums + sample * sums + range * 2 * channels + first;
+            const int64_t rows = samples.first_row(range + 1) - samples.first_row(range);
+            all.add(
+                moments_of_sets(means, means + channels, columns, 1, static_cast<double>(rows)));
           }
-          const int64_t number = sample * shape.groups + group;
-          set_statistics<A>(args, number, all);
+          if (!std::isfinite(all.squares)) {
+            all = moments_in_double(columns * shape.spatial, [&](int64_t i) {
+              return static_cast<double>(input[i / columns * channels + first + i % columns]);
+            });
+          }
+          const A rstd = set_statistics<A>(args, sample * shape.groups + group, all);
           for (int64_t c = first; c < first + columns; ++c) {
-            const ForwardFactors<A> factors = factors_of<A>(args, number, c);
-            mean[c] = factors.mean;
-            mean[channels + c] = factors.scale;
-            mean[2 * channels + c] = factors.shift;
+            mean[c] = static_cast<A>(all.mean);
+            mean[channels + c] = rstd * parameters.weight[c];
+            mean[2 * channels + c] = parameters.bias[c];
           }
         }
       },
@@ -148,7 +165,7 @@ void group_norm_forward<kBuildIsa>(const GroupNormForwardArgs& args) {
   dispatch_dtype<CpuTypes>(args.dtype, [&]<class T> {
     ForwardData<T> data{static_cast<const T*>(args.input), nullptr, static_cast<T*>(args.output),
                         false, worth_streaming(2 * args.shape.elements() * int64_t{sizeof(T)})};
-    if (args.shape.channels_last || args.shape.spatial == 1) {
+    if (args.shape.channels_last) {
       data.streaming = data.streaming && rows_are_aligned(data.output, args.shape.channels);
       forward_samples<T>(args, data);
     } else {
