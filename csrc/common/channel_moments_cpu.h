@@ -1,9 +1,10 @@
 // Mean and variance of channels for batch_norm and group_norm on CPU, over runs (the planes of a
 // channel) or over the columns of rows (channels last). One pass over blocks, of kChunk elements of
 // runs or kRows of each column: sums of d = x - shift and d^2 in Accumulate<T>, which are combined
-// in double by Chan's formula. The shift is the mean of the blocks before: where that is off, the
-// difference is part of the variance, and what it costs is about a rounding of that. Only the first
-// block is read twice, for a shift of its own; where the squares overflow, all is read again.
+// in double by Chan's formula. The shift is the mean of the blocks before, and of the first block
+// that of a few of its elements. Where it is off, d^2 is larger than the variance, which costs its
+// roundings so much more: little, as what shifts by m are elements that lie m from the others, and
+// so part of the variance. Where sums or squares overflow, all is read again in double.
 #pragma once
 
 #include <algorithm>

@@ -2,6 +2,7 @@
 //   y = (x - mean) rstd weight + bias, rstd = 1 / sqrt(var + eps)
 // NCHW: a group's channels are one contiguous row, which a thread takes and finds in the cache when
 // it writes. Channels last: a thread takes a sample, whose moments by column are combined by group.
+// Short planes are written with parameters for each element of the row instead of each plane.
 // 2 moves of the tensor while a row or sample fits the cache, else 3. Where there are few and long
 // ones, threads take parts of them, first of all moments, then of all outputs. Parts depend on
 // sizes alone and are added in order: the same bits for any number of threads. Where input and
