@@ -166,8 +166,8 @@ bool can_overwrite(double parameter, int64_t kind) {
 }
 
 struct InPlaceFunction : torch::autograd::Function<InPlaceFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& self,
-                        double parameter, int64_t kind) {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& self, double parameter,
+                        int64_t kind) {
     const at::AutoDispatchBelowADInplaceOrView below;
     call_activation_in_place(self, parameter, kind);
     ctx->mark_dirty({self});

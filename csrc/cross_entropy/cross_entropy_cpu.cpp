@@ -47,7 +47,8 @@ RowGradient<T> finish_row(const Problem<T>& problem, int64_t row,
     return lanes[0];
   };
   const A shift = first(shift_of(of_row.maximum)), log_sum = first(log(of_row.sum));
-  const A q = spread ? first(problem.spread_sum(of_row.q)) : A(0), reciprocal = 1 / first(of_row.sum);
+  const A q = spread ? first(problem.spread_sum(of_row.q)) : A(0),
+          reciprocal = 1 / first(of_row.sum);
   if (problem.losses != nullptr) {
     A loss = target.index < 0 ? A(0) : target.hit * (log_sum - (logit - shift));
     if (spread) loss = loss + (q * log_sum + first(of_row.distance));
