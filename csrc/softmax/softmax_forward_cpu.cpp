@@ -12,7 +12,7 @@
 
 #include <limits>
 
-#include "common/vector_math_cpu.h"
+#include "common/exp_negative_cpu.h"
 #include "softmax/softmax_cpu.h"
 
 namespace fastdl {
@@ -49,7 +49,7 @@ inline V shift_of(V maximum) {
 template <class V>
 inline V rescale(V from, V to) {
   using A = typename V::value_type;
-  return exp(V::blendv(from - to, V(A(0)), from == to));
+  return exp_negative(V::blendv(from - to, V(A(0)), from == to));
 }
 
 // A running maximum and the sum of exp(score - maximum).
@@ -81,7 +81,7 @@ struct Output {
   }
   V operator()(V score) const {
     if (kind == SoftmaxKind::kLogSoftmax) return (score - shift) - factor;
-    return exp(score - shift) * factor;
+    return exp_negative(V(score - shift)) * factor;
   }
 };
 
@@ -100,7 +100,9 @@ void forward_short_rows(const In* x, Out* y, int64_t rows, int64_t size, Count t
     for (int k = 1; k < kVectors; ++k) maximum = max_number(score[k], maximum);
     const V shift(reduce_max(maximum));
     V sum(A(0));
-    for (int k = 0; k < kVectors; ++k) sum = sum + (e[k] = exp(score[k] - shift));
+    for (int k = 0; k < kVectors; ++k) e[k] = score[k] - shift;
+    exp_negative(e);
+    for (int k = 0; k < kVectors; ++k) sum = sum + e[k];
     const V total(reduce_sum(sum));
     const V factor = kind == SoftmaxKind::kLogSoftmax ? log(total) : V(1) / total;
     for (int k = 0; k < kVectors; ++k) {
@@ -139,7 +141,7 @@ void forward_row(const In* x, Out* y, int64_t size, bool streaming) {
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] = V(A(0));
     for_vectors<In>(length, [&](int64_t i, auto count, int lane) {
       prefetch(next + start + i);
-      const V e = exp(load_score<kind>(x + start + i, count) - shift);
+      const V e = exp_negative(V(load_score<kind>(x + start + i, count) - shift));
       sums[lane] = sums[lane] + e;
       if (keep) store_vector(kept + start + i, e, count);
     });
@@ -197,7 +199,7 @@ void forward_columns(const In* x, Out* y, int64_t size, int64_t inner, Count cou
     for (int64_t i = 0; i < length; ++i) {
       for (int k = 0; k < kVectors; ++k) {
         A* const score = scores + i * block + k * width;
-        const V e = exp(load_vector(score) - shift[k]);
+        const V e = exp_negative(V(load_vector(score) - shift[k]));
         sum[k] = sum[k] + e;
         if (keep && !is_log) store_vector(score, e);
       }
