@@ -88,7 +88,18 @@ inline std::array<double, 2> reduce_sums(V a, V b) {
     return totals;
   }
 #endif
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
   return {reduce_sum(a), reduce_sum(b)};
+#else
+  alignas(64) typename V::value_type lanes[2][V::size()];
+  a.store(lanes[0]);
+  b.store(lanes[1]);
+  std::array<double, 2> totals{};
+  for (int i = 0; i < V::size(); ++i) {
+    for (int t = 0; t < 2; ++t) totals[t] += lanes[t][i];
+  }
+  return totals;
+#endif
 }
 
 // The sums over runs of what term(offset, count, sum, other) adds to its two vectors: nothing for
