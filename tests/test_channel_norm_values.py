@@ -141,23 +141,21 @@ def check_some(norm: Call, x: Tensor, dim: int) -> None:
             assert_as_accurate_as_torch(*triple, gradient=i == 1, label=f"{begin} {i}")
 
 
-LARGE = (1025, 2050, 32, 32)
+def more_than_2_to_the_31_elements(layout: str) -> Tensor:
+    format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x = torch.empty(1025, 2050, 32, 32, dtype=torch.bfloat16, memory_format=format).normal_()
+    assert x.numel() > 2**31
+    return x
 
 
 @pytest.mark.slow
 @layouts
 def test_more_than_2_to_the_31_elements_of_batch_norm(layout: str) -> None:
-    format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    x = torch.empty(LARGE, dtype=torch.bfloat16, memory_format=format).normal_()
-    assert x.numel() > 2**31
     # With the ReLU: without, the gradient in the direction of x itself is 0.
-    check_some(batch_norm_relu, x, 1)
+    check_some(batch_norm_relu, more_than_2_to_the_31_elements(layout), 1)
 
 
 @pytest.mark.slow
 @layouts
 def test_more_than_2_to_the_31_elements_of_group_norm(layout: str) -> None:
-    format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    x = torch.empty(LARGE, dtype=torch.bfloat16, memory_format=format).normal_()
-    assert x.numel() > 2**31
-    check_some(group_norm, x, 0)
+    check_some(group_norm, more_than_2_to_the_31_elements(layout), 0)
