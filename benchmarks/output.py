@@ -79,7 +79,7 @@ def markdown(report: Report, picture: str) -> str:
     lines += [f"- {line}" for line in report.header()]
     lines += ["", EXPLANATION, "", "## Geometric means and worst cases", ""]
     lines += markdown_table(SUMMARY_HEADINGS, [group.row() for group in summarize(report.results)])
-    lines += ["", f"![speed-up of every case]({picture})", "", "## Every case", ""]
+    lines += ["", f"![speed-up of every group]({picture})", "", "## Every case", ""]
     lines += markdown_table(HEADINGS, [row(result) for result in report.results])
     lines += ["", *(f"- {note}" for note in notes(report))]
     return "\n".join(lines).rstrip() + "\n"
