@@ -149,7 +149,7 @@ void backward(const BatchNormBackwardArgs& args) {
                        args.relu,
                        worth_streaming(3 * args.shape.elements() * int64_t{sizeof(T)})};
   if (args.shape.channels_last || args.shape.spatial == 1) {
-    data.streaming = data.streaming && rows_are_aligned(data.written(), args.shape.channels);
+    data.streaming = data.streaming && rows_are_aligned<T>(data.written(), args.shape.channels);
     backward_rows(args, data);
   } else {
     backward_planes(args, data);

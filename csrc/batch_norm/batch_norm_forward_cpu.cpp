@@ -176,7 +176,7 @@ void batch_norm_forward<kBuildIsa>(const BatchNormForwardArgs& args) {
                         static_cast<T*>(args.output), args.relu,
                         worth_streaming(2 * args.shape.elements() * int64_t{sizeof(T)})};
     if (args.shape.channels_last || args.shape.spatial == 1) {
-      data.streaming = data.streaming && rows_are_aligned(data.output, args.shape.channels);
+      data.streaming = data.streaming && rows_are_aligned<T>(data.output, args.shape.channels);
       forward_rows<T>(args, data);
     } else if (args.training) {
       forward_planes<T>(args, data);

@@ -172,9 +172,6 @@ inline void differentiate_runs(BackwardData<T> data, Runs runs, ForwardFactors<A
 
 // ---- rows of `cols` elements, with arrays of factors; streamed only where all rows are aligned
 
-template <class T>
-inline constexpr int64_t kAhead = 2048 / sizeof(T);  // elements to fetch ahead
-
 template <class A, class Count>
 inline ForwardFactors<at::vec::Vectorized<A>> load_factors(const ForwardFactors<const A*>& f,
                                                            int64_t i, Count count) {

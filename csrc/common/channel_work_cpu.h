@@ -61,11 +61,5 @@ inline int64_t part_begin(int64_t size, int64_t number, int64_t parts) {
   return size * number / parts;
 }
 
-// Whether outputs that go past the cache can be written in rows of whole, aligned vectors.
-template <class T>
-inline bool rows_are_aligned(const T* data, int64_t cols) {
-  return cols % kWidth<T> == 0 && reinterpret_cast<uintptr_t>(data) % (kWidth<T> * sizeof(T)) == 0;
-}
-
 }  // namespace CPU_CAPABILITY
 }  // namespace fastdl

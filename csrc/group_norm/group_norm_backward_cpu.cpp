@@ -290,7 +290,7 @@ void group_norm_backward<kBuildIsa>(const GroupNormBackwardArgs& args) {
                          false,
                          worth_streaming(3 * args.shape.elements() * int64_t{sizeof(T)})};
     if (args.shape.channels_last) {
-      data.streaming = data.streaming && rows_are_aligned(data.written(), args.shape.channels);
+      data.streaming = data.streaming && rows_are_aligned<T>(data.written(), args.shape.channels);
       backward_samples<T>(args, data);
     } else if (has_short_planes(args.shape)) {
       ShortPlanes<T>{args, data}.run();

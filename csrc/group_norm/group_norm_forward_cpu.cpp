@@ -167,7 +167,7 @@ void group_norm_forward<kBuildIsa>(const GroupNormForwardArgs& args) {
     ForwardData<T> data{static_cast<const T*>(args.input), nullptr, static_cast<T*>(args.output),
                         false, worth_streaming(2 * args.shape.elements() * int64_t{sizeof(T)})};
     if (args.shape.channels_last) {
-      data.streaming = data.streaming && rows_are_aligned(data.output, args.shape.channels);
+      data.streaming = data.streaming && rows_are_aligned<T>(data.output, args.shape.channels);
       forward_samples<T>(args, data);
     } else {
       forward_planes<T>(args, data);

@@ -315,7 +315,7 @@ void average_forward(const AveragePoolArgs& args) {
   const int64_t bytes = shape.outer * h.output * w.output * shape.inner * int64_t{sizeof(T)};
   const int64_t taps = window_taps(shape);
   if (shape.inner > 1) {
-    const bool streaming = worth_streaming(bytes) && aligned_rows<T>(args.output, shape.inner);
+    const bool streaming = worth_streaming(bytes) && rows_are_aligned<T>(args.output, shape.inner);
     return average_pixels<T>(args, shape, streaming);
   }
   if (is_of_planes(shape)) {
@@ -323,7 +323,7 @@ void average_forward(const AveragePoolArgs& args) {
       average_rows<T>(args, shape, begin, end);
     });
   }
-  const bool streaming = worth_streaming(bytes) && aligned_rows<T>(args.output, w.output);
+  const bool streaming = worth_streaming(bytes) && rows_are_aligned<T>(args.output, w.output);
   for_all_rows(shape.outer * Columns::blocks(w) * h.output,
                taps * std::min(w.output, Columns::kMost), [&](int64_t begin, int64_t end) {
                  PlaneMean<T> mean(args, shape, streaming);
@@ -340,12 +340,12 @@ void average_backward(const AveragePoolArgs& args) {
   const PoolAxis &h = shape.h, &w = shape.w;
   const int64_t bytes = shape.outer * h.input * w.input * shape.inner * int64_t{sizeof(T)};
   if (shape.inner > 1) {
-    const bool streaming = worth_streaming(bytes) && aligned_rows<T>(args.output, shape.inner);
+    const bool streaming = worth_streaming(bytes) && rows_are_aligned<T>(args.output, shape.inner);
     const bool whole = h.input == 1 && h.kernel == 1 && h.output == 1 && takes_all(w);
     return whole ? spread_image_means<T>(args, shape, streaming)
                  : spread_pixels<T>(args, shape, streaming);
   }
-  const bool streaming = worth_streaming(bytes) && aligned_rows<T>(args.output, w.input);
+  const bool streaming = worth_streaming(bytes) && rows_are_aligned<T>(args.output, w.input);
   if (is_of_planes(shape)) {
     return for_all_rows(shape.outer * h.input, w.input, [&](int64_t begin, int64_t end) {
       spread_means<T>(args, shape, begin, end, streaming);

@@ -20,9 +20,6 @@ namespace pool_detail {
 
 constexpr int64_t kGrain = 16384;  // elements read that are worth waking a thread for
 
-template <class T>
-inline constexpr int64_t kAhead = 2048 / sizeof(T);  // elements of channels_last to fetch ahead
-
 inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // n / stride for n >= 0: most strides are 1 or 2, and a division costs as much as a vector's work.
@@ -265,12 +262,6 @@ void for_channels(int64_t channels, F&& f) {
   }
   for (; c + width <= channels; c += width) f(c, std::integral_constant<int, 1>(), kWhole);
   if (c < channels) f(c, std::integral_constant<int, 1>(), channels - c);
-}
-
-// Whether rows of `inner` elements from `data` on can be written with aligned vectors.
-template <class T>
-bool aligned_rows(const void* data, int64_t inner) {
-  return reinterpret_cast<uintptr_t>(data) % (kWidth<T> * sizeof(T)) == 0 && inner % kWidth<T> == 0;
 }
 
 }  // namespace pool_detail

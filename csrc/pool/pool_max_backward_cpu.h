@@ -221,12 +221,12 @@ void max_backward(MaxPoolBackwardArgs args) {
   constexpr int64_t channel_block = 64;
   const int64_t windows = windows_of_element(h) * windows_of_element(w);
   if (shape.inner > 1 && windows <= kFewWindows) {
-    const bool streaming = past_cache && aligned_rows<T>(args.grad_input, shape.inner);
+    const bool streaming = past_cache && rows_are_aligned<T>(args.grad_input, shape.inner);
     const int64_t grain = std::max<int64_t>(1, kGrain / (windows * shape.inner));
     return gather_pixels<T, Offset>(args, grain, streaming);
   }
   if (shape.inner == 1 && Gather<T, Offset>::fits(shape)) {
-    const bool streaming = past_cache && aligned_rows<T>(args.grad_input, w.input);
+    const bool streaming = past_cache && rows_are_aligned<T>(args.grad_input, w.input);
     const int64_t grain = std::max<int64_t>(1, kGrain / w.input);
     parallel_for(0, shape.outer * h.input, grain, [&](int64_t begin, int64_t end) {
       Gather<T, Offset> gather(args, streaming);
@@ -242,7 +242,7 @@ void max_backward(MaxPoolBackwardArgs args) {
   const int64_t block = std::min(shape.inner, channel_block);
   const int64_t blocks = ceil_divide(shape.inner, block);
   const bool streaming =
-      past_cache && aligned_rows<T>(args.grad_input, shape.inner == 1 ? w.input : shape.inner);
+      past_cache && rows_are_aligned<T>(args.grad_input, shape.inner == 1 ? w.input : shape.inner);
   const int64_t grain = std::max<int64_t>(1, kGrain / (w.input * block));
   parallel_for(0, shape.outer * blocks * h.input, grain, [&](int64_t begin, int64_t end) {
     Scatter<T, Offset> scatter(args, streaming);

@@ -347,10 +347,10 @@ void max_forward(const MaxPoolForwardArgs& args) {
   const int64_t outputs = shape.outer * shape.h.output * shape.w.output * shape.inner;
   const bool past_cache = worth_streaming(outputs * static_cast<int64_t>(sizeof(T)));
   if (shape.inner > 1) {
-    const bool streaming = past_cache && aligned_rows<T>(args.output, shape.inner);
+    const bool streaming = past_cache && rows_are_aligned<T>(args.output, shape.inner);
     return pool_pixels<T>(args, shape, streaming);
   }
-  const bool streaming = past_cache && aligned_rows<T>(args.output, shape.w.output);
+  const bool streaming = past_cache && rows_are_aligned<T>(args.output, shape.w.output);
   const int64_t row_cost = window_taps(shape) * std::min(shape.w.output, Columns::kMost);
   parallel_for(0, shape.outer * Columns::blocks(shape.w) * shape.h.output,
                std::max<int64_t>(1, kGrain / row_cost), [&](int64_t begin, int64_t end) {
