@@ -32,7 +32,7 @@ struct ConvWeightStrides {
 };
 
 // Which kernel computes; kNative is none of ours.
-enum class ConvAlgorithm : int8_t { kNative, kDirect, kWinograd, kDepthwise };
+enum class ConvAlgorithm : int8_t { kNative, kDirect, kPointwise, kWinograd, kDepthwise };
 enum class ConvDirection : int8_t { kForward, kBackwardInput, kBackwardWeight };
 
 // output = activation(conv(input, weight) + bias + residual)
@@ -62,7 +62,7 @@ struct ConvBackwardWeightArgs {
   const void* grad_output;
   void* grad_weight;  // [out_channels, in_channels / groups, h.kernel, w.kernel]
   ConvWeightStrides strides;
-  void* grad_bias;  // [out_channels], or null
+  void* grad_bias;  // [out_channels], or null; of the CPU's kernels only kDepthwise writes it
   void* workspace;
   ConvShape shape;
   DType dtype;

@@ -1,6 +1,7 @@
 // The convolution kernels of one instruction set.
 #include "common/dispatch.h"
 #include "conv/conv_direct_cpu.h"
+#include "conv/conv_pointwise_cpu.h"
 #include "conv/conv_winograd_cpu.h"
 #include "conv/conv_winograd_weight_cpu.h"
 
@@ -25,6 +26,8 @@ void sum_dense(const PlaneSum& sum, const ConvShape& shape, const ConvPlan& plan
   const auto* weight = static_cast<const float*>(packed);
   if (plan.algorithm == ConvAlgorithm::kWinograd) {
     conv_detail::winograd_sum<T>(sum, source, weight, static_cast<T*>(to), workspace, epilogue);
+  } else if (plan.algorithm == ConvAlgorithm::kPointwise) {
+    conv_detail::pointwise_sum<T>(sum, source, weight, static_cast<T*>(to), epilogue);
   } else {
     conv_detail::direct_sum<T>(sum, source, weight, conv_detail::packed_count(sum, shape),
                                static_cast<T*>(to), epilogue);
@@ -36,8 +39,9 @@ void sum_dense(const PlaneSum& sum, const ConvShape& shape, const ConvPlan& plan
 template <>
 void conv_pack_weight<kBuildIsa>(const ConvPackArgs& args) {
   dispatch_conv_dtype(args.dtype, [&]<class T> {
-    args.algorithm == ConvAlgorithm::kWinograd ? conv_detail::pack_winograd<T>(args)
-                                               : conv_detail::pack_panels<T>(args);
+    args.algorithm == ConvAlgorithm::kWinograd    ? conv_detail::pack_winograd<T>(args)
+    : args.algorithm == ConvAlgorithm::kPointwise ? conv_detail::pack_rows<T>(args)
+                                                  : conv_detail::pack_panels<T>(args);
   });
 }
 

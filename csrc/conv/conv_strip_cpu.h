@@ -46,12 +46,8 @@ inline void transpose_8x8(const float* from, int64_t from_stride, float* to, int
 
 template <class T>
 inline void widen_row(float* to, const T* from, int64_t count) {
-  if constexpr (std::is_same_v<T, float>) {
-    std::memcpy(to, from, count * sizeof(float));
-  } else {
-    for_single_vectors<T>(
-        count, [&](int64_t i, auto n) { store_vector(to + i, load_vector(from + i, n, 0.0f), n); });
-  }
+  for_single_vectors<T>(
+      count, [&](int64_t i, auto n) { store_vector(to + i, load_vector(from + i, n, 0.0f), n); });
 }
 
 // to[col][channel] = from[channel][col], `channels` rows from_stride apart into pixels to_stride
