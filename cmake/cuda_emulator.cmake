@@ -65,6 +65,7 @@ target_link_libraries(fastdl_cuda_emulator_tests PRIVATE
 # ---- the project's kernels: on the cases of the native tests, and behind torch's ops
 add_executable(fastdl_emulated_kernel_tests EXCLUDE_FROM_ALL
   ${cuda_emulator}/kernels_main.cpp
+  ${cuda_emulator}/test_conv_kernels.cpp
   tests/native/test_activation.cpp
   tests/native/test_batch_norm.cpp
   tests/native/test_cross_entropy.cpp

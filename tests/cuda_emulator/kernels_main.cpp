@@ -182,6 +182,7 @@ int main() {
   test_group_norm();
   test_cross_entropy();
   test_pool();
+  test_conv_kernels();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }
