@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from benchmarks import (
     bench_activation,
     bench_batch_norm,
+    bench_conv,
     bench_cross_entropy,
     bench_dropout,
     bench_elementwise_loss,
@@ -24,6 +25,7 @@ SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "softmax": bench_softmax.cases,
     "layer_norm": bench_layer_norm.cases,
     "batch_norm": bench_batch_norm.cases,
+    "conv": bench_conv.cases,
     "pool": bench_pool.cases,
     "activation": bench_activation.cases,
     "dropout": bench_dropout.cases,

@@ -14,11 +14,13 @@ from fastdl import functional, nn, optim
 from fastdl._C import cpu_isa
 from fastdl.convert import convert, report, reset_hand_overs, revert, strict
 from fastdl.memory import keep_memory
+from fastdl.ops.conv import allow_winograd
 
 __version__ = _build_info.VERSION
 
 __all__ = [
     "__version__",
+    "allow_winograd",
     "convert",
     "cpu_isa",
     "functional",

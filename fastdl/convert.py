@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar, overload
 
 import torch
 
 from fastdl import _C, nn
+from fastdl.fold import fold
+from fastdl.ops.conv_fused import FoldedConv
 from fastdl.ops.sequential import BATCH_NORMS, relus_after_batch_norms
 
 ModuleType = TypeVar("ModuleType", bound=torch.nn.Module)
@@ -23,7 +25,20 @@ _TWINS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
 _ORIGINALS = {twin: original for original, twin in _TWINS.items()}
 
 
-def convert(model: ModuleType, filter_fn: FilterFunction | None = None) -> ModuleType:
+@overload
+def convert(
+    model: ModuleType,
+    filter_fn: FilterFunction | None = None,
+    *,
+    inference: Literal[False] = False,
+) -> ModuleType: ...
+@overload
+def convert(
+    model: torch.nn.Module, filter_fn: FilterFunction | None = None, *, inference: bool
+) -> torch.nn.Module: ...
+def convert(
+    model: torch.nn.Module, filter_fn: FilterFunction | None = None, *, inference: bool = False
+) -> torch.nn.Module:
     """Makes every supported module in ``model`` its fastdl twin, in place, and returns ``model``.
 
     Modules whose type is exactly a known ``torch.nn`` class change their ``__class__`` and nothing
@@ -34,9 +49,17 @@ def convert(model: ModuleType, filter_fn: FilterFunction | None = None) -> Modul
     Args:
         model: any module; may itself be of a supported type.
         filter_fn: called with (module, qualified name); False keeps that module native.
+        inference: returns another module, for evaluation only, in which a convolution, the batch
+            norm, sum and ReLU behind it are one call, the batch norm folded into the weight.
+            ``torch.fx`` records the model and so proves where that is right; where it cannot, the
+            rest of the model stays as it is. What is not folded is shared with ``model``, whose
+            own weights stay. Folded weights take no gradient, and later changes of ``model``'s
+            do not reach them. A model in training mode is a ValueError.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"convert() expects a torch.nn.Module, got {type(model).__name__}")
+    if inference and any(module.training for module in model.modules()):
+        raise ValueError("convert(inference=True) takes a model in evaluation: call eval() first")
     sequentials = []
     for name, module in model.named_modules():
         twin = _TWINS.get(type(module))
@@ -50,7 +73,7 @@ def convert(model: ModuleType, filter_fn: FilterFunction | None = None) -> Modul
         prefix = f"{name}." if name else ""
         if relus and all(filter_fn is None or filter_fn(r, prefix + key) for key, r in relus):
             sequential.__class__ = nn.Sequential
-    return model
+    return fold(model) if inference else model
 
 
 def revert(model: ModuleType) -> ModuleType:
@@ -121,6 +144,8 @@ def report(model: torch.nn.Module | None = None) -> Report:
         kind = type(module).__name__
         if isinstance(module, tuple(_ORIGINALS)):
             result.replaced.append((name, kind))
+        elif isinstance(module, FoldedConv):
+            result.replaced.append((name, module.parts))
         elif _is_listed(module):
             result.kept.append((name, kind, _reason_kept(module)))
     return result

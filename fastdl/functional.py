@@ -2,6 +2,8 @@
 
 from fastdl.ops.activation import elu, gelu, leaky_relu, relu, sigmoid, silu, tanh
 from fastdl.ops.batch_norm import batch_norm, batch_norm_relu
+from fastdl.ops.conv import conv1d, conv2d
+from fastdl.ops.conv_fused import conv1d_add, conv1d_relu, conv2d_add, conv2d_relu
 from fastdl.ops.cross_entropy import cross_entropy, nll_loss
 from fastdl.ops.dropout import dropout
 from fastdl.ops.dropout_add_layer_norm import dropout_add_layer_norm
@@ -38,6 +40,12 @@ __all__ = [
     "batch_norm",
     "batch_norm_relu",
     "binary_cross_entropy_with_logits",
+    "conv1d",
+    "conv1d_add",
+    "conv1d_relu",
+    "conv2d",
+    "conv2d_add",
+    "conv2d_relu",
     "cross_entropy",
     "dropout",
     "dropout_add_layer_norm",

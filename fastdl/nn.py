@@ -4,6 +4,7 @@ import torch
 
 from fastdl.ops.activation import ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from fastdl.ops.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from fastdl.ops.conv import Conv1d, Conv2d
 from fastdl.ops.cross_entropy import CrossEntropyLoss, NLLLoss
 from fastdl.ops.dropout import Dropout
 from fastdl.ops.elementwise_loss import BCEWithLogitsLoss, HuberLoss, L1Loss, MSELoss, SmoothL1Loss
@@ -36,6 +37,8 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Conv1d",
+    "Conv2d",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",

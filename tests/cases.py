@@ -182,6 +182,23 @@ CASES = (
         "nll_loss", lambda m, x: x * m.nll_loss(x, x.argmax(1), reduction="none").unsqueeze(1)
     ),
     FunctionCase("nll_loss_mean", lambda m, x: x * m.nll_loss(x, x.argmax(1))),
+    # Divided, as initial weights are: sums then come close enough to 1 for fixed tolerances.
+    FunctionCase(
+        "conv1d",
+        lambda m, x, w, b: m.conv1d(x.flatten(0, -3), w / 8, b / 8, padding=1),
+        parameter_shapes=((5, 5, 3), (5,)),
+    ),
+    FunctionCase(
+        "conv2d",
+        lambda m, x, w, b: m.conv2d(x, w / 8, b / 8, padding=1),
+        parameter_shapes=((3, 3, 3, 3), (3,)),
+    ),
+    FunctionCase(
+        "conv2d_grouped",
+        lambda m, x, w: m.conv2d(x.flatten(0, -4), w / 8, None, 1, (2, 1), (2, 1), 2),
+        (2, 4, 5, COLS),
+        parameter_shapes=((4, 2, 3, 3),),
+    ),
     FunctionCase("max_pool1d", lambda m, x: m.max_pool1d(x.flatten(0, -3), 3, 1, 1)),
     FunctionCase("max_pool2d", lambda m, x: m.max_pool2d(x, 3, 1, 1)),
     FunctionCase("avg_pool1d", lambda m, x: m.avg_pool1d(x.flatten(0, -3), 3, 1, 1)),

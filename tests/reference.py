@@ -15,6 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.reference_conv import (  # noqa: F401
+    conv1d,
+    conv1d_add,
+    conv1d_relu,
+    conv2d,
+    conv2d_add,
+    conv2d_relu,
+    each,
+)
 from tests.reference_losses import (  # noqa: F401
     binary_cross_entropy_with_logits,
     cross_entropy,
@@ -223,11 +232,6 @@ def sliding_windows(
 def adaptive_windows(size: int, output: int) -> list[Tensor]:
     """From floor(i size / output) to before ceil((i + 1) size / output), for all i."""
     return [torch.arange(i * size // output, -(-(i + 1) * size // output)) for i in range(output)]
-
-
-def each(value: Any, dims: int) -> list[Any]:
-    """One number a dimension."""
-    return list(value) * (dims // len(value)) if isinstance(value, Sequence) else [value] * dims
 
 
 def max_pool(

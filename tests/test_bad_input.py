@@ -15,7 +15,14 @@ import fastdl
 from tests.outcome import Outcome, assert_same_outcome
 
 SOFTMAX_FAMILY = ("softmax", "log_softmax", "softmin")
-OWN = ("batch_norm_relu", "dropout_add_layer_norm")  # torch has no such functions
+OWN = (  # torch has no such functions
+    "batch_norm_relu",
+    "conv1d_add",
+    "conv1d_relu",
+    "conv2d_add",
+    "conv2d_relu",
+    "dropout_add_layer_norm",
+)
 X = torch.linspace(-2, 2, 24).reshape(2, 3, 4)
 
 all_softmax = pytest.mark.parametrize("function", SOFTMAX_FAMILY)
@@ -163,6 +170,8 @@ def test_unusual_tensors(function: str, kind: str) -> None:
         arguments = (0.0,)
     if "pool" in function:
         arguments = (2,)
+    if function.startswith("conv"):
+        arguments = (torch.ones(5, 3, 2) if function == "conv1d" else torch.ones(5, 2, 2, 2),)
     outcome = assert_same_kind_of_outcome(function, x, *arguments)
     if kind in ("negative view", "overlapping", "parameter"):
         assert outcome.error is None

@@ -58,6 +58,8 @@ def test_exactly_the_known_types_are_converted(name: str) -> None:
         "BatchNorm1d": (8,),
         "BatchNorm2d": (8,),
         "BatchNorm3d": (8,),
+        "Conv1d": (8, 4, 3),
+        "Conv2d": (8, 4, 3),
         "Embedding": (5, 8),
         "GroupNorm": (2, 8),
         "LayerNorm": (8,),

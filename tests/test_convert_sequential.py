@@ -53,9 +53,9 @@ def outputs_and_gradients(module: nn.Module) -> list[Tensor]:
 def test_values_gradients_and_running_statistics_stay(inplace: bool) -> None:
     native, converted = model(inplace), fastdl.convert(model(inplace))
     assert type(converted) is fastdl.nn.Sequential
-    torch.testing.assert_close(
-        outputs_and_gradients(converted), outputs_and_gradients(native), rtol=1e-4, atol=1e-5
-    )
+    with fastdl.allow_winograd(False):
+        results = [outputs_and_gradients(module) for module in (converted, native)]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
     assert fused(lambda: converted(torch.randn(2, 3, 9, 9))) == 2
 
 

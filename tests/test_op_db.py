@@ -19,7 +19,14 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import OpInfo
 
 RANDOM = {"dropout"}  # in the database, but two generators never give the same values
-OWN = {"batch_norm_relu", "dropout_add_layer_norm"}  # torch has no such functions
+OWN = {  # torch has no such functions
+    "batch_norm_relu",
+    "conv1d_add",
+    "conv1d_relu",
+    "conv2d_add",
+    "conv2d_relu",
+    "dropout_add_layer_norm",
+}
 COVERED = set(fastdl.functional.__all__) - RANDOM - OWN
 OPS = [op for op in op_db if op.name.removeprefix("nn.functional.") in COVERED]
 
@@ -68,6 +75,11 @@ def in_float64(value: Any) -> Any:
 @all_ops
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_samples_are_as_accurate_as_with_torch(op: OpInfo, dtype: torch.dtype) -> None:
+    with fastdl.allow_winograd(False):  # which has a rule of its own: test_conv_winograd.py
+        check_samples(op, dtype)
+
+
+def check_samples(op: OpInfo, dtype: torch.dtype) -> None:
     samples = list(op.sample_inputs(torch.get_default_device(), dtype, requires_grad=True))
     assert samples
     for sample in samples:

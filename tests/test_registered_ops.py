@@ -48,6 +48,7 @@ from tests.op_samples import (
     softmax_backward_samples,
     softmax_samples,
 )
+from tests.op_samples_conv import conv_backward_samples, conv_samples
 from tests.tensors import DTYPES, dtype_name
 
 OPS = torch.ops.fastdl
@@ -71,6 +72,7 @@ FORWARD_OPS: dict[str, Callable[[torch.dtype, bool], list[tuple[Any, ...]]]] = {
     "max_pool": pool_samples,
     "max_pool_with_indices": pool_samples,
     "avg_pool": avg_pool_samples,
+    "convolution": conv_samples,
 }
 OTHER_OPS: dict[str, Callable[[torch.dtype], list[tuple[Any, ...]]]] = {
     "softmax_backward": softmax_backward_samples,
@@ -104,6 +106,7 @@ OTHER_OPS: dict[str, Callable[[torch.dtype], list[tuple[Any, ...]]]] = {
     "max_pool_indices": max_pool_indices_samples,
     "max_pool_backward": max_pool_backward_samples,
     "avg_pool_backward": avg_pool_backward_samples,
+    "convolution_backward": conv_backward_samples,
 }
 
 traps_on_a_gpu = pytest.mark.cpu_only("the kernel stops there, as torch's own")

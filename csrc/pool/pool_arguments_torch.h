@@ -5,18 +5,6 @@
 
 namespace fastdl {
 
-// One number a dimension; false where these are not sizes as torch takes them.
-inline bool expand(const Sizes& sizes, int64_t dims, int64_t least, std::vector<int64_t>& result) {
-  constexpr int64_t largest = int64_t{1} << 31;  // so that no sum overflows
-  const auto given = static_cast<int64_t>(sizes.values.size());
-  if (given != 1 && given != dims) return false;
-  for (int64_t d = 0; d < dims; ++d) {
-    result.push_back(sizes.values[given == 1 ? 0 : d]);
-    if (result.back() < least || result.back() > largest) return false;
-  }
-  return true;
-}
-
 // Whether the input is one that kernels take: a batch may be empty, nothing else.
 inline const char* reason_of_input(const at::Tensor& input, int64_t dims) {
   if (const char* reason = reason_to_hand_over(input)) return reason;

@@ -6,16 +6,9 @@
 
 #include "pool/pool.h"
 #include "torch/checks.h"
+#include "torch/sizes.h"
 
 namespace fastdl {
-
-// An int for all dimensions, or a tuple or list of ints, from Python; None is an empty list, and
-// kNoSize in a list.
-struct Sizes {
-  static constexpr int64_t kNoSize = INT64_MIN;
-  std::vector<int64_t> values;
-  bool is_int = false;
-};
 
 // The windows of a pooling in one or two dimensions; adaptive ones have only output sizes.
 struct PoolWindows {

@@ -12,6 +12,8 @@
 #include "common/cpu_isa.h"
 #include "common/device_cuda.h"
 #include "common/parallel.h"
+#include "conv/conv_torch.h"
+#include "conv/conv_weight_cache_torch.h"
 #include "cross_entropy/cross_entropy_torch.h"
 #include "dropout/dropout_torch.h"
 #include "elementwise_loss/elementwise_loss_torch.h"
@@ -124,6 +126,22 @@ struct type_caster<fastdl::Sizes> {
   }
 };
 
+template <>
+struct type_caster<fastdl::ConvPadding> {
+  PYBIND11_TYPE_CASTER(fastdl::ConvPadding, const_name("int | Sequence[int] | str"));
+
+  bool load(handle source, bool convert) {
+    if (PyUnicode_CheckExact(source.ptr())) {
+      value.name = source.cast<std::string>();
+      return !value.name.empty();
+    }
+    type_caster<fastdl::Sizes> sizes;
+    if (source.is_none() || !sizes.load(source, convert)) return false;
+    value.sizes = std::move(static_cast<fastdl::Sizes&>(sizes));
+    return true;
+  }
+};
+
 }  // namespace pybind11::detail
 
 namespace {
@@ -213,6 +231,8 @@ PYBIND11_MODULE(_C, module) {
   bind_op(module, "batch_norm", fastdl::batch_norm);
   bind_op(module, "batch_norm_relu", fastdl::batch_norm_relu);
   bind_op(module, "group_norm", fastdl::group_norm);
+  bind_op(module, "conv1d", fastdl::conv<1>);
+  bind_op(module, "conv2d", fastdl::conv<2>);
   bind_op(module, "max_pool1d", fastdl::max_pool<1>);
   bind_op(module, "max_pool2d", fastdl::max_pool<2>);
   bind_op(module, "max_pool1d_with_indices", fastdl::max_pool_with_indices<1>);
@@ -230,6 +250,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("hand_overs", torch::wrap_pybind_function(fastdl::hand_overs));
   module.def("reset_hand_overs", fastdl::reset_hand_overs);
   module.def("set_strict", fastdl::set_strict);
+  module.def("set_allow_winograd", fastdl::set_allow_winograd);
+  module.def("packed_weights", fastdl::packed_weights);
+  module.def("limit_packed_weights", fastdl::limit_packed_weights);
   module.def("why_cuda_device_not_covered", fastdl::why_cuda_device_not_covered);
   module.def("cpu_isa", [] { return fastdl::cpu_isa_name(fastdl::cpu_isa()); });
 }

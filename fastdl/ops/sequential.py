@@ -42,7 +42,7 @@ def relus_after_batch_norms(
     ]
 
 
-def _no_global_hooks() -> bool:
+def no_global_hooks() -> bool:
     return not (
         torch_module._global_backward_pre_hooks
         or torch_module._global_backward_hooks
@@ -51,7 +51,7 @@ def _no_global_hooks() -> bool:
     )
 
 
-def _calls_forward_alone(module: torch.nn.Module) -> bool:
+def calls_forward_alone(module: torch.nn.Module) -> bool:
     """Whether calling the module does what its class's forward does and nothing else."""
     return not (
         module._backward_hooks
@@ -72,7 +72,7 @@ class Sequential(torch.nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         children = list(self)
-        fuses = _no_global_hooks() and not (is_compiling() or torch._C._get_tracing_state())
+        fuses = no_global_hooks() and not (is_compiling() or torch._C._get_tracing_state())
         i = 0
         while i < len(children):
             first, second = children[i], children[i + 1] if i + 1 < len(children) else None
@@ -83,8 +83,8 @@ class Sequential(torch.nn.Sequential):
                 and isinstance(first, BATCH_NORMS)
                 and type(first) in BATCH_NORMS
                 and is_relu(second)
-                and _calls_forward_alone(first)
-                and _calls_forward_alone(second)
+                and calls_forward_alone(first)
+                and calls_forward_alone(second)
             ):
                 input = batch_norm_relu(input, *functional_arguments(first, input))
                 i += 2
