@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.nn.functional as native
@@ -14,6 +15,7 @@ from fastdl import _C
 from fastdl.ops.activation import relu as fast_relu
 
 Size = int | Sequence[int]
+_DEFAULTS = (None, 1, 0, 1, 1)  # of bias, stride, padding, dilation, groups
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -83,6 +85,16 @@ def _compiled(
     return output if is_batch else output[0]
 
 
+def _native(dims: int, arguments: tuple[Any, ...]) -> Tensor:
+    """torch's function without the defaults at the end: its errors list what it was given."""
+    given = len(arguments)
+    while given > 2 and arguments[given - 1] is _DEFAULTS[given - 3]:
+        given -= 1
+    function = native.conv1d if dims == 1 else native.conv2d
+    output: Tensor = function(*arguments[:given])
+    return output
+
+
 def convolution(
     dims: int,
     input: Tensor,
@@ -103,8 +115,7 @@ def convolution(
         output = (_C.conv1d if dims == 1 else _C.conv2d)(*arguments, residual, relu)
     if output is not None:
         return output
-    # mypy: torch's stubs know no Sequence[int].
-    output = (native.conv1d if dims == 1 else native.conv2d)(*arguments)  # type: ignore[arg-type]
+    output = _native(dims, arguments)
     if residual is not None:
         output = output + residual
     return fast_relu(output) if relu else output
