@@ -108,8 +108,9 @@ struct ConvCudaPlan {
   ConvCudaKernel kernel = ConvCudaKernel::kNative;
   bool channels_last = true;  // what the tensors must be: with another order, after a copy
   ConvMath math = ConvMath::kIeee;
-  int tile = 0;    // of kConvTiles in conv_cuda_plan.h
-  int splits = 1;  // of the sum over n * h.output * w.output in backward_weight
+  int tile = 0;           // of kConvTiles in conv_cuda_plan.h
+  int splits = 1;         // of the sum over n * h.output * w.output in backward_weight
+  int merged_groups = 1;  // that are computed as one
   size_t workspace_bytes = 0;
 };
 

@@ -6,48 +6,12 @@
 // multiplies by a zero that is only there for the stride. Where no tap falls, zeros are written.
 // Tiles and copies are those of forward; the weight is read by its rows of input channels, and
 // turned on the way to the registers. Floor, limits: as forward.
-#include <numeric>
-
+#include "conv/conv_depthwise_cuda.h"
 #include "conv/conv_gemm_cuda.cuh"
+#include "conv/conv_groups_cuda.cuh"
 
 namespace fastdl {
 namespace {
-
-// How the taps of an axis that leave a remainder follow each other
-struct TapPeriod {
-  int taps;     // from one to the next
-  int outputs;  // that the output position goes back meanwhile
-};
-
-TapPeriod period_of(const ConvAxis& axis) {
-  const int64_t common = std::gcd(axis.stride, axis.dilation);
-  return {static_cast<int>(axis.stride / common), static_cast<int>(axis.dilation / common)};
-}
-
-// The inputs first_input + i * stride, whose position leaves `remainder`, and the taps first_tap +
-// t * period.taps that meet them
-struct InputAxis {
-  GatherAxis gather;
-  int first_input, first_tap;
-
-  __device__ __forceinline__ InputAxis(const ConvAxis& axis, const TapPeriod& period,
-                                       int remainder) {
-    const int stride = static_cast<int>(axis.stride), padding = static_cast<int>(axis.padding);
-    const int dilation = static_cast<int>(axis.dilation), kernel = static_cast<int>(axis.kernel);
-    const int input = static_cast<int>(axis.input);
-    first_input = (remainder - padding) % stride;
-    if (first_input < 0) first_input += stride;
-    first_tap = 0;
-    while (first_tap < period.taps && first_tap * dilation % stride != remainder) ++first_tap;
-    const bool meet = first_tap < min(period.taps, kernel);
-    gather.count = first_input < input ? (input - first_input + stride - 1) / stride : 0;
-    gather.source = static_cast<int>(axis.output);
-    gather.taps = meet ? (kernel - first_tap + period.taps - 1) / period.taps : 0;
-    gather.start = (first_input + padding - first_tap * dilation) / stride;  // exact, if they meet
-    gather.stride = 1;
-    gather.step = -period.outputs;
-  }
-};
 
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kTile.blocks)
@@ -103,9 +67,14 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kTile.blocks)
 
 }  // namespace
 
-Status conv_backward_input_cuda(const ConvBackwardInputArgs& args, const ConvCudaPlan& plan,
+Status conv_backward_input_cuda(const ConvBackwardInputArgs& given, const ConvCudaPlan& plan,
                                 const CudaTarget& target) {
-  Status status;
+  if (plan.kernel == ConvCudaKernel::kDepthwise) {
+    return depthwise_backward_input_cuda(given, target);
+  }
+  ConvBackwardInputArgs args = given;
+  Status status = merge_groups(args, plan, target);
+  if (!status.ok()) return status;
   const bool whole = has_whole_vectors(args.shape, args.dtype, args.grad_output, args.packed_weight,
                                        args.grad_input);
   dispatch_conv_kernel(args.dtype, plan, whole, [&]<class Kernel> {

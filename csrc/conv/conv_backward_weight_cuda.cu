@@ -6,12 +6,12 @@
 // in every run. Both matrices are turned on the way from shared memory to the registers.
 // Memory: the input is read once for every tile of output channels, mostly from the second cache;
 // partial sums are written and read once. Floor and limits: as forward.
+#include "conv/conv_depthwise_cuda.h"
 #include "conv/conv_gemm_cuda.cuh"
+#include "conv/conv_parts_cuda.cuh"
 
 namespace fastdl {
 namespace {
-
-constexpr int kAddThreads = 256;
 
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kTile.blocks)
@@ -81,36 +81,6 @@ __global__ void __launch_bounds__(kAddThreads)
   }
 }
 
-// Where result i of the partial sums goes: [out_channels, taps, in_channels of a group]
-struct ResultPlaces {
-  int in, across, down;
-  ConvWeightStrides strides;
-  __device__ __forceinline__ int64_t operator()(int i) const {
-    const int tap = i / in, c = i - tap * in, line = tap / across, o = line / down;
-    return o * strides.out + c * strides.in + (line - o * down) * strides.h +
-           (tap - line * across) * strides.w;
-  }
-};
-
-template <class T>
-__global__ void __launch_bounds__(kAddThreads)
-    conv_add_parts(const float* sums, int count, int parts, ResultPlaces places, T* to) {
-  const int i = blockIdx.x * kAddThreads + threadIdx.x;
-  if (i >= count) return;
-  float sum = 0;
-#pragma unroll 4
-  for (int part = 0; part < parts; ++part) sum += sums[static_cast<int64_t>(part) * count + i];
-  to[places(i)] = narrow<T>(sum);
-}
-
-template <class T>
-Status add_parts(const float* sums, int64_t count, int64_t parts, const ResultPlaces& places,
-                 void* to, const CudaTarget& target) {
-  return launch(conv_add_parts<T>, {ceil_divide(count, int64_t{kAddThreads}), kAddThreads}, target,
-                sums, static_cast<int>(count), static_cast<int>(parts), places,
-                static_cast<T*>(to));
-}
-
 template <class T, int W>
 Status bias_gradient(const ConvBackwardWeightArgs& args, float* sums, const CudaTarget& target) {
   const int64_t channels = args.shape.out_channels;
@@ -123,33 +93,35 @@ Status bias_gradient(const ConvBackwardWeightArgs& args, float* sums, const Cuda
              target, static_cast<const T*>(args.grad_output), static_cast<int>(pixels),
              static_cast<int>(channels), static_cast<int>(lanes), static_cast<int>(parts), sums);
   if (!status.ok()) return status;
-  return add_parts<T>(sums, channels, parts, {1, 1, 1, {1, 0, 0, 0}}, args.grad_bias, target);
+  return add_parts<T>({sums, channels, channels, parts}, ResultPlaces{}, args.grad_bias, target);
 }
 
 }  // namespace
 
 Status conv_backward_weight_cuda(const ConvBackwardWeightArgs& args, const ConvCudaPlan& plan,
                                  const CudaTarget& target) {
+  if (plan.kernel == ConvCudaKernel::kDepthwise) {
+    return depthwise_backward_weight_cuda(args, plan.splits, target);
+  }
   Status status;
-  const ConvShape& shape = args.shape;
-  const bool whole = has_whole_vectors(shape, args.dtype, args.input, args.grad_output);
+  ConvBackwardWeightArgs merged = args;
+  merged.shape.groups /= plan.merged_groups;
+  const bool whole = has_whole_vectors(merged.shape, args.dtype, args.input, args.grad_output);
   dispatch_conv_kernel(args.dtype, plan, whole, [&]<class Kernel> {
     using T = typename Kernel::T;
-    const ConvProduct product = product_of(shape, ConvDirection::kBackwardWeight);
+    const ConvProduct product = product_of(merged.shape, ConvDirection::kBackwardWeight);
     status = launch(
         conv_backward_weight_tile<Kernel>,
         {blocks_of(product, Kernel::kTile) * plan.splits, Kernel::kThreads, Kernel::kSharedBytes},
-        target, args, plan.splits);
+        target, merged, plan.splits);
     if (!status.ok()) return;
-    const int64_t results = product.rows * product.cols * product.count;
-    const ResultPlaces places{static_cast<int>(shape.in_channels / shape.groups),
-                              static_cast<int>(shape.w.kernel), static_cast<int>(shape.h.kernel),
-                              args.strides};
-    float* const sums = static_cast<float*>(args.workspace);
-    status = add_parts<T>(sums, results, plan.splits, places, args.grad_weight, target);
+    const int64_t sums = product.rows * product.cols * product.count;
+    float* const partial = static_cast<float*>(args.workspace);
+    status = add_parts<T>({partial, sums / plan.merged_groups, sums, plan.splits},
+                          places_of(args, plan.merged_groups), args.grad_weight, target);
     if (!status.ok() || args.grad_bias == nullptr) return;
     status = bias_gradient<T, Kernel::kVectors ? kVectorWidth<T> : 1>(
-        args, sums + plan.splits * results, target);
+        args, partial + plan.splits * sums, target);
   });
   return status;
 }

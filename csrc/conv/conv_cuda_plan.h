@@ -101,7 +101,9 @@ inline int64_t bias_parts_of(const ConvShape& shape, int multiprocessors) {
 // a multiply-add takes; they are not measurements. A multiprocessor needs 8 warps to keep busy.
 inline double cost_of(const ConvProduct& product, int index, int64_t splits, int multiprocessors) {
   constexpr double kRates[] = {1.0, 0.85, 0.75, 0.5, 0.45, 1.0};
-  constexpr double kStartAndEnd = 64;  // elements of the depth that filling and writing take
+  // Elements of the depth that filling and writing take, if no other block computes meanwhile:
+  // thrice
+  const double start_and_end = kConvTiles[index].blocks > 1 ? 64 : 192;
   const ConvTile& tile = kConvTiles[index];
   const int64_t blocks = blocks_of(product, tile) * splits;
   const int64_t wave = int64_t{multiprocessors} * tile.blocks, full = blocks / wave;
@@ -109,12 +111,8 @@ inline double cost_of(const ConvProduct& product, int index, int64_t splits, int
   const int64_t rounds =
       full * tile.blocks + (left == 0 ? 0 : std::max<int64_t>(left, 256 / tile.threads()));
   const double depth = static_cast<double>(product.depth) / static_cast<double>(splits);
-  return static_cast<double>(rounds) * tile.rows * tile.cols * (depth + kStartAndEnd) /
+  return static_cast<double>(rounds) * tile.rows * tile.cols * (depth + start_and_end) /
          kRates[index];
-}
-
-inline bool is_depthwise(const ConvShape& shape) {
-  return shape.groups == shape.in_channels && shape.groups == shape.out_channels;
 }
 
 // Whether pixels can be counted in 32 bits, with those that only taps outside the image meet.
@@ -129,20 +127,58 @@ inline bool has_small_positions(const ConvShape& shape) {
          weights < kMost && shape.h.kernel * shape.w.kernel < kMost / weights;
 }
 
-// Groups so narrow that most of a tile would lie beside them
-inline bool has_narrow_groups(const ConvShape& shape, int64_t vector) {
-  return shape.groups > 1 &&
-         std::min(shape.in_channels, shape.out_channels) / shape.groups < vector;
+// Depthwise kernels: those of backward_weight sum kDepthwiseSums of a channel's taps, and its bias,
+// a block, over one of several parts of the pixels. A remainder of the strides is a launch.
+inline constexpr int kDepthwiseSums = 10;
+
+inline bool is_depthwise(const ConvShape& shape) {
+  return shape.groups == shape.in_channels && shape.groups == shape.out_channels &&
+         shape.h.stride * shape.w.stride <= 16 && shape.h.kernel * shape.w.kernel <= 512;
+}
+
+inline ConvCudaPlan depthwise_plan(const ConvShape& shape, ConvDirection direction,
+                                   int multiprocessors) {
+  ConvCudaPlan plan{.kernel = ConvCudaKernel::kDepthwise, .channels_last = shape.channels_last};
+  if (direction != ConvDirection::kBackwardWeight) return plan;
+  const int64_t pixels = shape.n * shape.h.output * shape.w.output;
+  const int64_t sums = shape.h.kernel * shape.w.kernel + 1;
+  const int64_t slices =
+      shape.channels_last ? ceil_divide(shape.out_channels, int64_t{64}) : shape.out_channels;
+  const int64_t blocks = slices * ceil_divide(sums, int64_t{kDepthwiseSums});
+  const int64_t wanted = ceil_divide(16 * int64_t{multiprocessors}, blocks);
+  plan.splits = static_cast<int>(std::clamp<int64_t>(pixels / 1024, 1, wanted));
+  plan.workspace_bytes = static_cast<size_t>(4 * plan.splits * sums * shape.out_channels);
+  return plan;
+}
+
+// Groups of fewer channels than a tile has columns are computed several at once, with zeros between
+// them: tiles would have as many idle columns otherwise. 0 if there is no such number.
+inline int merged_groups_of(const ConvShape& shape, int64_t vector) {
+  constexpr int64_t kColumns = 32, kMost = 64;
+  const int64_t in = shape.in_channels / shape.groups, out = shape.out_channels / shape.groups;
+  const int64_t narrow = std::min(in, out);
+  if (shape.groups == 1 || narrow >= kColumns) return 1;
+  for (int64_t merged = 1; merged <= std::min(shape.groups, kMost); ++merged) {
+    const bool wide = narrow * merged >= kColumns || merged == shape.groups;
+    if (wide && shape.groups % merged == 0 && in * merged % vector == 0 &&
+        out * merged % vector == 0) {
+      return static_cast<int>(merged);
+    }
+  }
+  return 0;
 }
 
 // A pure function of its arguments, of which the last two are CudaTarget's.
-inline ConvCudaPlan plan_conv_cuda(const ConvShape& shape, ConvDirection direction, DType dtype,
+inline ConvCudaPlan plan_conv_cuda(ConvShape shape, ConvDirection direction, DType dtype,
                                    ConvMath math, int multiprocessors, int capability) {
   if (dtype != DType::kFloat32) math = ConvMath::kIeee;
   const int64_t vector = dtype == DType::kFloat32 ? 4 : 8;
-  if (dtype == DType::kFloat64 || !has_small_positions(shape) || has_narrow_groups(shape, vector)) {
-    return {};
-  }
+  if (dtype == DType::kFloat64 || !has_small_positions(shape)) return {};
+  if (is_depthwise(shape)) return depthwise_plan(shape, direction, multiprocessors);
+  const int merged = merged_groups_of(shape, vector);
+  if (merged == 0) return {};
+  shape.groups /= merged;
+  if (!has_small_positions(shape)) return {};
   const ConvProduct product = product_of(shape, direction);
   const bool whole = shape.in_channels / shape.groups % vector == 0 &&
                      shape.out_channels / shape.groups % vector == 0;
@@ -163,17 +199,21 @@ inline ConvCudaPlan plan_conv_cuda(const ConvShape& shape, ConvDirection directi
     }
   }
   const int64_t splits = splits_for(kConvTiles[best]);
-  const int64_t results = product.rows * product.cols * product.count;
-  const bool sums = direction == ConvDirection::kBackwardWeight;
-  return {.kernel = ConvCudaKernel::kGemm,
-          .channels_last = true,
-          .math = math,
-          .tile = best,
-          .splits = static_cast<int>(splits),
-          .workspace_bytes = sums ? static_cast<size_t>(4 * (splits * results +
-                                                             bias_parts_of(shape, multiprocessors) *
-                                                                 shape.out_channels))
-                                  : 0};
+  ConvCudaPlan plan{.kernel = ConvCudaKernel::kGemm,
+                    .channels_last = true,
+                    .math = math,
+                    .tile = best,
+                    .splits = static_cast<int>(splits),
+                    .merged_groups = merged};
+  const int64_t weights =
+      shape.out_channels * (shape.in_channels / shape.groups) * shape.h.kernel * shape.w.kernel;
+  if (direction == ConvDirection::kBackwardWeight) {
+    const int64_t bias_sums = bias_parts_of(shape, multiprocessors) * shape.out_channels;
+    plan.workspace_bytes = static_cast<size_t>(4 * (splits * weights + bias_sums));
+  } else if (merged > 1) {
+    plan.workspace_bytes = static_cast<size_t>(16 / vector * weights);
+  }
+  return plan;
 }
 
 }  // namespace fastdl

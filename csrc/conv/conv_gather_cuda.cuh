@@ -6,27 +6,10 @@
 // 16 bytes, so that a chunk lies within one tap. Positions of pixels are 32-bit, addresses 64-bit.
 #pragma once
 
+#include "conv/conv_axis_cuda.cuh"
 #include "conv/conv_tile_cuda.cuh"
 
 namespace fastdl {
-
-// Position i and tap t meet at start + i * stride + t * step of the `source` elements of an axis.
-struct GatherAxis {
-  int count, source, taps, start, stride, step;
-};
-
-// An output and what it meets of the input
-__device__ __forceinline__ GatherAxis forward_axis(const ConvAxis& axis) {
-  return {static_cast<int>(axis.output), static_cast<int>(axis.input),
-          static_cast<int>(axis.kernel), -static_cast<int>(axis.padding),
-          static_cast<int>(axis.stride), static_cast<int>(axis.dilation)};
-}
-
-inline constexpr int kNowhere = -(1 << 30);  // outside every axis, whatever the tap
-
-__device__ __forceinline__ bool is_inside(int at, int size) {
-  return static_cast<unsigned>(at) < static_cast<unsigned>(size);
-}
 
 template <class T>
 struct Pixel {

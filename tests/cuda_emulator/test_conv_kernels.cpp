@@ -70,6 +70,7 @@ void for_each_product(const ConvShape& s, F&& f) {
 
 std::string describe(const char* what, const ConvShape& s, DType dtype, const ConvCudaPlan& plan) {
   std::string text = std::string("conv ") + what + " " + dtype_name(dtype) +
+                     (s.channels_last ? " channels_last" : "") +
                      (plan.math == ConvMath::kTf32 ? " tf32" : "") + " tile " +
                      std::to_string(plan.tile) + " splits " + std::to_string(plan.splits) + " [" +
                      std::to_string(s.n) + ", " + std::to_string(s.in_channels) + " to " +
@@ -82,8 +83,7 @@ std::string describe(const char* what, const ConvShape& s, DType dtype, const Co
 }
 
 // All directions, with the plan for each or with one tile; `skip` elements before each tensor.
-void check_conv(const ConvShape& s, DType dtype, ConvMath math, int tile, int splits,
-                int64_t skip = 0) {
+void check_conv(ConvShape s, DType dtype, ConvMath math, int tile, int splits, int64_t skip = 0) {
   const auto plan_for = [&](ConvDirection direction) {
     ConvCudaPlan plan =
         plan_conv_cuda(s, direction, dtype, math, target().multiprocessors, target().capability);
@@ -93,9 +93,13 @@ void check_conv(const ConvShape& s, DType dtype, ConvMath math, int tile, int sp
     }
     return plan;
   };
+  const ConvCudaPlan first = plan_for(ConvDirection::kForward);
+  if (first.kernel == ConvCudaKernel::kNative) return;
+  s.channels_last = first.channels_last;
   const int64_t inputs = input_count(s), outputs = output_count(s), weights = weight_count(s);
   const Buffer x = values(dtype, inputs, 1, skip), dy = values(dtype, outputs, 2, skip);
   const Buffer weight = values(dtype, weights, 3, skip), residual = values(dtype, outputs, 4, skip);
+  Buffer space(DType::kFloat32, first.workspace_bytes / 4 + 1);
   const Buffer bias = values(dtype, s.out_channels, 5, skip);
   std::vector<double> y(outputs, 0), dx(inputs, 0), dw(weights, 0), db(s.out_channels, 0);
   for_each_product(s, [&](int64_t from, int64_t tap, int64_t to) {
@@ -115,19 +119,19 @@ void check_conv(const ConvShape& s, DType dtype, ConvMath math, int tile, int sp
   std::string what = describe("forward", s, dtype, plan);
   Buffer out(dtype, outputs, skip), fused(dtype, outputs, skip), dx_out(dtype, inputs, skip);
   expect(conv_forward_cuda(
-             {x.data(), weight.data(), nullptr, nullptr, out.data(), nullptr, s, dtype, false},
+             {x.data(), weight.data(), nullptr, nullptr, out.data(), space.data(), s, dtype, false},
              plan, target()),
          what);
   check_close(out, y, dtype, what);
   expect(conv_forward_cuda({x.data(), weight.data(), bias.data(), residual.data(), fused.data(),
-                            nullptr, s, dtype, true},
+                            space.data(), s, dtype, true},
                            plan, target()),
          what);
   check_close(fused, activated, dtype, what + " fused");
 
   plan = plan_for(ConvDirection::kBackwardInput);
   what = describe("backward input", s, dtype, plan);
-  expect(conv_backward_input_cuda({dy.data(), weight.data(), dx_out.data(), nullptr, s, dtype},
+  expect(conv_backward_input_cuda({dy.data(), weight.data(), dx_out.data(), space.data(), s, dtype},
                                   plan, target()),
          what);
   check_close(dx_out, dx, dtype, what);
@@ -201,6 +205,31 @@ void test_conv_kernels() {
       check_conv(shape, DType::kFloat32, ConvMath::kIeee, -1, 0);
       check_conv(shape, DType::kFloat32, ConvMath::kTf32, -1, 0);
     }
+  }
+  for (const auto& [h, w] : windows) {
+    for (const bool channels_last : {false, true}) {
+      for (const int64_t channels : {1, 7, 24, 72}) {
+        const ConvShape shape{2, channels, channels, channels, h, w, channels_last};
+        check_conv(shape, DType::kBFloat16, ConvMath::kIeee, -1, 0);
+        check_conv(shape, DType::kFloat32, ConvMath::kTf32, -1, 0);
+      }
+    }
+  }
+  for (const bool channels_last : {false, true}) {
+    for (const int64_t kernel : {3, 5, 7}) {  // more rows than a thread has, several parts
+      for (const int64_t stride : {1, 2}) {
+        const ConvAxis h = axis(37, kernel, stride, kernel / 2), w = axis(41, kernel, stride, 1);
+        check_conv({2, 16, 16, 16, h, w, channels_last}, DType::kFloat16, ConvMath::kIeee, -1, 0);
+        check_conv({1, 6, 6, 6, h, w, channels_last}, DType::kFloat32, ConvMath::kIeee, -1, 0);
+        check_conv({1, 8, 8, 8, h, w, channels_last}, DType::kBFloat16, ConvMath::kIeee, -1, 0, 1);
+      }
+    }
+  }
+  for (const auto& [in, out, groups] : std::vector<std::array<int64_t, 3>>{
+           {64, 64, 16}, {48, 96, 6}, {16, 32, 16}, {32, 16, 4}, {24, 24, 3}, {80, 80, 20}}) {
+    const ConvShape shape{2, in, out, groups, axis(6, 3, 2, 1), axis(7, 3, 1, 1), true};
+    check_conv(shape, DType::kFloat16, ConvMath::kIeee, -1, 0);
+    check_conv(shape, DType::kFloat32, ConvMath::kIeee, -1, 0);
   }
   const ConvShape stem{2, 3, 64, 1, axis(20, 7, 2, 3), axis(23, 7, 2, 3), true};
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16, DType::kFloat32}) {

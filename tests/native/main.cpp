@@ -92,6 +92,7 @@ int main() {
   using namespace fastdl::testing;
   test_parallel();
   test_row_plan();
+  test_conv_cuda_plan();
   test_softmax();
   test_layer_norm();
   test_elementwise_loss();

@@ -21,6 +21,7 @@ void test_pool();
 void test_conv_kernels();  // of CUDA, in the emulator alone
 void test_parallel();
 void test_row_plan();
+void test_conv_cuda_plan();
 
 // Whether a dropout keeps element i, as common/dropout_mask.h has it.
 bool dropout_keeps(double p, uint64_t seed, int64_t i);
