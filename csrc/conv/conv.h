@@ -86,6 +86,11 @@ struct ConvPackArgs {
 };
 
 // Pure functions of their arguments. `threads` are those that will compute.
+ConvAlgorithm choose_conv_algorithm(const ConvShape& shape, ConvDirection direction, DType dtype,
+                                    bool allow_winograd, CpuIsa isa);
+ConvPlan plan_conv_algorithm(const ConvShape& shape, ConvDirection direction,
+                             ConvAlgorithm algorithm, int64_t threads, CpuIsa isa);
+// Both.
 ConvPlan plan_conv_cpu(const ConvShape& shape, ConvDirection direction, DType dtype,
                        bool allow_winograd, int64_t threads, CpuIsa isa);
 

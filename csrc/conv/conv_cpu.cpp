@@ -65,9 +65,15 @@ void conv_backward_input<kBuildIsa>(const ConvBackwardInputArgs& args, const Con
 
 template <>
 void conv_backward_weight<kBuildIsa>(const ConvBackwardWeightArgs& args, const ConvPlan& plan) {
+  const bool winograd = plan.algorithm == ConvAlgorithm::kWinograd;
+  const int64_t floats = winograd
+                             ? winograd_weight_sizes(args.shape, conv_detail::kLaneCount).floats()
+                             : weight_sizes(args.shape, conv_detail::kPanelWidth).floats();
   dispatch_conv_dtype(args.dtype, [&]<class T> {
-    plan.algorithm == ConvAlgorithm::kWinograd ? conv_detail::winograd_backward_weight<T>(args)
-                                               : conv_detail::direct_backward_weight<T>(args);
+    conv_detail::for_groups(args, floats, [&](int64_t group, float* workspace) {
+      winograd ? conv_detail::winograd_backward_weight<T>(args, group, workspace)
+               : conv_detail::direct_backward_weight<T>(args, group, workspace);
+    });
   });
 }
 

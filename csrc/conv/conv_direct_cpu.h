@@ -92,6 +92,12 @@ struct Source {
   int64_t image_stride, row_stride, pixel_stride;
 };
 
+// Where the results of a block go: to scratch, or in place.
+struct Target {
+  float* data;
+  int64_t image_stride, row_stride, pixel_stride;
+};
+
 // The results of one class in a block, and their terms.
 struct ClassTerms {
   std::vector<int64_t> in,
@@ -101,15 +107,15 @@ struct ClassTerms {
 };
 
 inline ClassTerms class_terms(const PlaneSum& sum, const AxisClass& h, const AxisClass& w,
-                              const Place& place, const Source& source, int64_t out_stride) {
+                              const Place& place, const Source& source, const Target& target) {
   ClassTerms terms;
   for (int64_t image = 0; image < place.images; ++image) {
     for (int64_t row = h.first, i = 0; row < place.window.rows; row += sum.h.step, ++i) {
       for (int64_t col = w.first, j = 0; col < place.window.cols; col += sum.w.step, ++j) {
         terms.in.push_back(image * source.image_stride + i * sum.h.from_step * source.row_stride +
                            j * sum.w.from_step * source.pixel_stride);
-        terms.out.push_back(((image * place.window.rows + row) * place.window.cols + col) *
-                            out_stride);
+        terms.out.push_back(image * target.image_stride + row * target.row_stride +
+                            col * target.pixel_stride);
       }
     }
   }
@@ -183,30 +189,45 @@ Source load_sources(const PlaneSum& sum, const Blocks& blocks, const Place& plac
   return {strip - sum.h.low * row - sum.w.low * sum.from_channels, size, row, sum.from_channels};
 }
 
+// The results of a task in memory: its first pixel and channel, and their number of channels.
 template <class T>
-void store_results(const PlaneSum& sum, const Blocks& blocks, const Place& place,
-                   const float* results, T* to, const Epilogue<T>& epilogue) {
-  const int64_t channels = sum.groups * sum.to_channels, plane = sum.h.to * sum.w.to;
-  const int64_t channel_stride = sum.channels_last ? 1 : plane;
-  const int64_t pixel_stride = sum.channels_last ? channels : 1;
-  const int64_t in_group = place.first_panel * kPanelWidth;
-  const int64_t first = place.group * sum.to_channels + in_group;
-  const int64_t count = std::min(sum.to_channels, place.end_panel * kPanelWidth) - in_group;
-  const int64_t stride = blocks.panels * kPanelWidth;
+struct Results {
+  Image<T> image;
+  int64_t image_stride, first_channel, channels, offset;
+
+  Results(const PlaneSum& sum, const Place& place, T* to) {
+    const int64_t all = sum.groups * sum.to_channels, plane = sum.h.to * sum.w.to;
+    const int64_t in_group = place.first_panel * kPanelWidth;
+    image = {to, sum.h.to, sum.w.to, sum.channels_last ? all : 1, sum.channels_last ? 1 : plane};
+    image_stride = all * plane;
+    first_channel = place.group * sum.to_channels + in_group;
+    channels = std::min(sum.to_channels, place.end_panel * kPanelWidth) - in_group;
+    offset = place.image * image_stride + first_channel * image.channel_stride +
+             (place.window.y * sum.w.to + place.window.x) * image.pixel_stride;
+    image.data += offset;
+  }
+};
+
+template <class T>
+void store_results(const Results<T>& to, const Place& place, const Target& from,
+                   const Epilogue<T>& epilogue) {
   const Window& window = place.window;
   // Whole rows lie side by side.
-  const bool whole = window.cols == sum.w.to;
-  const int64_t runs = whole ? 1 : window.rows,
-                run = whole ? window.rows * window.cols : window.cols;
-  for (int64_t i = 0; i < place.images * runs; ++i) {
-    const int64_t image = place.image + i / runs, row = window.y + i % runs;
-    const int64_t at = image * channels * plane + first * channel_stride +
-                       (row * sum.w.to + window.x) * pixel_stride;
-    const Epilogue<T> here{epilogue.bias == nullptr ? nullptr : epilogue.bias + first,
-                           epilogue.residual == nullptr ? nullptr : epilogue.residual + at,
-                           epilogue.relu};
-    store_pixels<T>({to + at, sum.h.to, sum.w.to, pixel_stride, channel_stride},
-                    results + i * run * stride, stride, run, count, here);
+  const bool whole = window.cols == to.image.w;
+  const int64_t runs = whole ? 1 : window.rows;
+  const int64_t run = whole ? window.rows * window.cols : window.cols;
+  for (int64_t i = 0; i < place.images; ++i) {
+    for (int64_t row = 0; row < runs; ++row) {
+      const int64_t at = i * to.image_stride + row * to.image.w * to.image.pixel_stride;
+      Image<T> image = to.image;
+      image.data += at;
+      const Epilogue<T> here{
+          epilogue.bias == nullptr ? nullptr : epilogue.bias + to.first_channel,
+          epilogue.residual == nullptr ? nullptr : epilogue.residual + to.offset + at,
+          epilogue.relu};
+      store_pixels<T>(image, from.data + i * from.image_stride + row * from.row_stride,
+                      from.pixel_stride, run, to.channels, here);
+    }
   }
 }
 
@@ -217,33 +238,45 @@ void direct_sum(const PlaneSum& sum, const T* from, const float* packed, int64_t
   const Panels panels{sum.to_channels};
   const bool in_place = std::is_same_v<T, float> && sum.channels_last && sum.h.needs_no_padding() &&
                         sum.w.needs_no_padding();
+  // Whole vectors of float32 channels: sums are kept where the results go.
+  const bool in_place_out =
+      std::is_same_v<T, float> && sum.channels_last && sum.to_channels % kLaneCount == 0;
+  const bool finished = epilogue.bias == nullptr && epilogue.residual == nullptr && !epilogue.relu;
   const int64_t strip_floats = in_place ? 0 : round_up(blocks.strip_floats, 16);
-  const int64_t out_stride = blocks.panels * kPanelWidth;
-  const int64_t result_floats = blocks.pixels() * out_stride;
+  const int64_t width = blocks.panels * kPanelWidth;
+  const int64_t result_floats = in_place_out ? 0 : blocks.pixels() * width;
   const int64_t tasks = blocks.count() * sum.groups * blocks.by_panel;
   parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     auto* strip =
-        static_cast<float*>(thread_scratch((strip_floats + result_floats) * sizeof(float)));
-    float* results = strip + strip_floats;
+        static_cast<float*>(thread_scratch((strip_floats + result_floats + 16) * sizeof(float)));
     Source source{};
     for (int64_t task = begin; task < end; ++task) {
       const Place place = place_of(task, sum, blocks);
       if (task == begin || task % blocks.by_panel == 0) {
         source = load_sources(sum, blocks, place, in_place, from, strip);
       }
+      const Results<T> results(sum, place, to);
+      const int64_t cols = place.window.cols;
+      Target target{strip + strip_floats, place.window.rows * cols * width, cols * width, width};
+      if constexpr (std::is_same_v<T, float>) {
+        const int64_t pixel = results.image.pixel_stride;
+        if (in_place_out)
+          target = {results.image.data, results.image_stride, sum.w.to * pixel, pixel};
+      }
       const float* weight = packed + place.group * (packed_floats / sum.groups);
       for (const AxisClass& h : sum.h.classes) {
         for (const AxisClass& w : sum.w.classes) {
-          const ClassTerms terms = class_terms(sum, h, w, place, source, out_stride);
+          const ClassTerms terms = class_terms(sum, h, w, place, source, target);
           if (terms.taps.empty()) {
-            for (const int64_t at : terms.out) std::fill_n(results + at, out_stride, 0.0f);
+            for (const int64_t at : terms.out)
+              std::fill_n(target.data + at, results.channels, 0.0f);
             continue;
           }
-          multiply_class(terms, source.data, weight, panels, place, results);
+          multiply_class(terms, source.data, weight, panels, place, target.data);
           weight += static_cast<int64_t>(terms.taps.size()) * terms.run * panels.width();
         }
       }
-      store_results(sum, blocks, place, results, to, epilogue);
+      if (!in_place_out || !finished) store_results(results, place, target, epilogue);
     }
   });
 }

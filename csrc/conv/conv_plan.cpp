@@ -1,59 +1,145 @@
 // Which kernel computes a convolution on the CPU, and what memory it takes.
+//
+// The choice rests on times against torch 2.13 (2 cores with AVX2, float32, weights packed each
+// call; above 1 is faster than native; NCHW / channels_last where they differ):
+//
+//   3x3, 64 to 512 channels, batch 8    Winograd 1.7-2.9 / 1.3-2.7, weight 1.7-3.2; direct 0.8-1.0,
+//   weight 1.0-1.2 3x3 groups of 64, 32, 16 channels   Winograd 2.6, 2.1, 1.2-1.7 / 1.9, 1.4,
+//   0.9-1.1 3x3, 3 channels to 64; 64 to 3      Winograd 0.7 / 0.6; 2.5 / 1.4 1x1 in planes
+//   0.97-1.2, weight 0.95-1.4; channels_last 0.8-1.0 3x3 and 1x1, stride 2               direct 1.0
+//   / 0.96, input 1.2-1.5 / 1.0-1.1, weight 1.0-1.1 / 0.7-1.3 7x7, 3 channels, stride 2 direct 1.0,
+//   weight 1.2 / 0.9 results of some pixels only         the weight's packing decides: kPackedTerms
+//   bfloat16, float16                   4 to 35: native has no kernels for them on AVX2
+//
+// With AVX-512 native has kernels for 16-bit types and none of ours but Winograd, which needs a
+// quarter of the products, has been measured; without AVX2 none at all.
+#include "conv/conv_depthwise_plan.h"
 #include "conv/conv_weight.h"
 
 namespace fastdl {
 namespace {
 
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int64_t kFewChannels = 16;  // too few for their tiles to be filled
+constexpr double kSmallFlops = 10e6;  // native takes longer to begin
+constexpr double kTinyFlops = 3e6;
+constexpr int64_t kFewPixels = 128;                      // for a weight to be packed for
+constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;  // more is left to native
 
-ConvAlgorithm choose(const ConvShape& shape, ConvDirection direction, DType dtype,
-                     bool allow_winograd) {
-  if (dtype == DType::kFloat64) return ConvAlgorithm::kNative;
-  const auto is_3x3 = [](const ConvAxis& axis) {
-    return axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1;
-  };
-  if (allow_winograd && shape.groups == 1 && is_3x3(shape.h) && is_3x3(shape.w)) {
-    return ConvAlgorithm::kWinograd;
+// A Winograd tile costs as much as so many products, and packing a weight as so many more.
+constexpr double kTileTerms = 36 * 1.35;
+constexpr double kPackedTerms = 500, kPackedGradTerms = 1000;
+
+bool is_3x3(const ConvAxis& axis) {
+  return axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1;
+}
+bool is_1x1(const ConvAxis& axis) { return axis.kernel == 1 && axis.padding == 0; }
+
+// What a direction sums over, and what it computes.
+struct Direction {
+  int64_t from, to;      // channels of a group
+  int64_t h, w, pixels;  // results: of an image, of the batch (backward-weight: grad_output)
+  double flops;
+
+  Direction(const ConvShape& shape, ConvDirection direction) {
+    const int64_t in = shape.in_channels / shape.groups, out = shape.out_channels / shape.groups;
+    const bool backward = direction == ConvDirection::kBackwardInput;
+    from = backward ? out : in;
+    to = backward ? in : out;
+    h = backward ? shape.h.input : shape.h.output;
+    w = backward ? shape.w.input : shape.w.output;
+    pixels = shape.n * h * w;
+    flops = 2.0 * static_cast<double>(shape.n * shape.h.output * shape.w.output) *
+            static_cast<double>(shape.groups * in * out * shape.h.kernel * shape.w.kernel);
   }
-  const auto is_1x1 = [](const ConvAxis& axis) { return axis.kernel == 1 && axis.padding == 0; };
+};
+
+bool winograd_pays(const ConvShape& shape, ConvDirection direction, const Direction& d) {
+  if (!is_3x3(shape.h) || !is_3x3(shape.w)) return false;
+  const bool weight = direction == ConvDirection::kBackwardWeight;
+  const int64_t least = shape.groups > 1 && shape.channels_last ? 2 * kFewChannels : kFewChannels;
+  if (d.from < least || (weight && d.to < least)) return false;
+  const auto tiles =
+      static_cast<double>(shape.n * conv_ceil_divide(d.h, 4) * conv_ceil_divide(d.w, 4));
+  return 9.0 * static_cast<double>(d.pixels) >
+         kTileTerms * tiles + (weight ? kPackedGradTerms : kPackedTerms);
+}
+
+// Whether a direct sum is at least as fast as native.
+bool direct_pays(const ConvShape& shape, ConvDirection direction, const Direction& d) {
   const bool strided = shape.h.stride > 1 || shape.w.stride > 1;
-  if (is_1x1(shape.h) && is_1x1(shape.w) && !shape.channels_last &&
-      direction != ConvDirection::kBackwardWeight &&
-      !(strided && direction == ConvDirection::kBackwardInput)) {
-    return ConvAlgorithm::kPointwise;
+  const bool one_tap = is_1x1(shape.h) && is_1x1(shape.w);
+  if (d.flops < kTinyFlops) return true;
+  const int64_t output_pixels = shape.n * shape.h.output * shape.w.output;
+  if (output_pixels < kFewPixels) return false;
+  switch (direction) {
+    case ConvDirection::kForward:
+      if (d.from < kFewChannels) return false;
+      return strided ? !shape.channels_last : d.flops < kSmallFlops;
+    case ConvDirection::kBackwardInput:
+      if (d.to < kFewChannels) return false;
+      return strided || d.flops < kSmallFlops;
+    case ConvDirection::kBackwardWeight:
+      return !shape.channels_last || (!one_tap && d.from >= kFewChannels);
   }
-  return ConvAlgorithm::kDirect;
+  return false;
 }
 
 }  // namespace
 
+ConvAlgorithm choose_conv_algorithm(const ConvShape& shape, ConvDirection direction, DType dtype,
+                                    bool allow_winograd, CpuIsa isa) {
+  if (dtype == DType::kFloat64 || isa == CpuIsa::kDefault) return ConvAlgorithm::kNative;
+  const bool half = dtype != DType::kFloat32;
+  if (half && isa == CpuIsa::kAvx512) return ConvAlgorithm::kNative;
+  const Direction d(shape, direction);
+  if (allow_winograd && winograd_pays(shape, direction, d)) return ConvAlgorithm::kWinograd;
+  if (isa == CpuIsa::kAvx512) return ConvAlgorithm::kNative;
+  const bool unit_stride = shape.h.stride == 1 && shape.w.stride == 1;
+  if (is_1x1(shape.h) && is_1x1(shape.w) && !shape.channels_last &&
+      (direction == ConvDirection::kForward ||
+       (direction == ConvDirection::kBackwardInput && unit_stride))) {
+    return ConvAlgorithm::kPointwise;
+  }
+  if (half || direct_pays(shape, direction, d)) return ConvAlgorithm::kDirect;
+  return ConvAlgorithm::kNative;
+}
+
 ConvPlan plan_conv_cpu(const ConvShape& shape, ConvDirection direction, DType dtype,
                        bool allow_winograd, int64_t threads, CpuIsa isa) {
-  ConvPlan plan;
-  plan.algorithm = choose(shape, direction, dtype, allow_winograd);
-  const int64_t lanes = conv_lanes(isa);
-  if (direction == ConvDirection::kBackwardWeight) {
-    if (plan.algorithm == ConvAlgorithm::kWinograd) {
-      plan.workspace_bytes = winograd_weight_sizes(shape, lanes).floats() * sizeof(float);
-    } else if (plan.algorithm == ConvAlgorithm::kDirect) {
-      plan.workspace_bytes = weight_sizes(shape, 2 * lanes).floats() * sizeof(float);
-    }
+  return plan_conv_algorithm(shape, direction,
+                             choose_conv_algorithm(shape, direction, dtype, allow_winograd, isa),
+                             threads, isa);
+}
+
+ConvPlan plan_conv_algorithm(const ConvShape& shape, ConvDirection direction,
+                             ConvAlgorithm algorithm, int64_t threads, CpuIsa isa) {
+  ConvPlan plan{algorithm, 0, 0};
+  if (algorithm == ConvAlgorithm::kNative) return plan;
+  if (algorithm == ConvAlgorithm::kDepthwise) {
+    plan.packed_weight_bytes = depthwise_packed_weight_bytes(shape, direction);
+    plan.workspace_bytes = depthwise_workspace_bytes(shape, direction, threads);
     return plan;
   }
-  const bool backward = direction == ConvDirection::kBackwardInput;
-  const int64_t in = shape.in_channels / shape.groups, out = shape.out_channels / shape.groups;
-  const int64_t from = backward ? out : in, to_width = round_up(backward ? in : out, lanes);
-  const int64_t from_width = round_up(from, lanes);
-  if (plan.algorithm == ConvAlgorithm::kDirect || plan.algorithm == ConvAlgorithm::kPointwise) {
-    plan.packed_weight_bytes =
-        shape.groups * shape.h.kernel * shape.w.kernel * from * to_width * sizeof(float);
-  } else if (plan.algorithm == ConvAlgorithm::kWinograd) {
-    plan.packed_weight_bytes = 36 * from * to_width * sizeof(float);
+  const bool winograd = algorithm == ConvAlgorithm::kWinograd;
+  const int64_t lanes = conv_lanes(isa);
+  const auto whole = [&](int64_t floats) { return conv_ceil_divide(floats, lanes) * lanes; };
+  const Direction d(shape, direction);
+  int64_t packed = 0, workspace = 0;  // floats
+  if (direction == ConvDirection::kBackwardWeight) {
+    workspace =
+        weight_workspaces(shape, threads) * (winograd ? winograd_weight_sizes(shape, lanes).floats()
+                                                      : weight_sizes(shape, 2 * lanes).floats());
+  } else if (winograd) {
+    packed = shape.groups * 36 * spread_floats(d.from * whole(d.to));
     const WinogradSizes sizes =
-        winograd_sizes(shape.n, backward ? shape.h.input : shape.h.output,
-                       backward ? shape.w.input : shape.w.output, from_width, to_width, threads);
-    if (sizes.shared) plan.workspace_bytes = sizes.floats() * sizeof(float);
+        winograd_sizes(shape.n, d.h, d.w, whole(d.from), whole(d.to), threads);
+    if (sizes.shared) workspace = sizes.floats();
+  } else {
+    packed = shape.groups * shape.h.kernel * shape.w.kernel * d.from * whole(d.to);
   }
+  plan.packed_weight_bytes = static_cast<size_t>(packed) * sizeof(float);
+  plan.workspace_bytes = static_cast<size_t>(workspace) * sizeof(float);
+  if (plan.workspace_bytes > kWorkspaceBytes) return {};
   return plan;
 }
 

@@ -72,13 +72,11 @@ inline void planes_to_pixels(float* to, int64_t to_stride, const T* from, int64_
       }
     }
     if (x < cols) {
-      float wide[kTransposed * kTransposed], turned[kTransposed * kTransposed];
+      float wide[kTransposed * kLaneCount], turned[kTransposed * kTransposed];
       for (int64_t i = 0; i < kTransposed; ++i) {
-        for (int64_t j = 0; j < cols - x; ++j) {
-          wide[i * kTransposed + j] = rows[i * from_stride + x + j];
-        }
+        load_vector(rows + i * from_stride + x, cols - x, 0.0f).store(wide + i * kLaneCount);
       }
-      transpose_8x8(wide, kTransposed, turned, kTransposed);
+      transpose_8x8(wide, kLaneCount, turned, kTransposed);
       for (int64_t j = 0; x < cols; ++x, ++j) {
         std::memcpy(pixels + x * to_stride, turned + j * kTransposed, kTransposed * sizeof(float));
       }
@@ -102,18 +100,20 @@ struct Image {
   int64_t pixel_stride, channel_stride;  // one of them 1
 };
 
-// A tensor of images.
+// A tensor of images, of which one group's channels are seen.
 template <class T>
 struct Images {
   T* data;
-  int64_t channels, h, w;
+  int64_t all_channels, h, w;
   bool channels_last;
+  int64_t first_channel, channels;
 
+  // `channel` is counted in the group.
   Image<T> at(int64_t image, int64_t channel) const {
-    const int64_t pixel_stride = channels_last ? channels : 1;
+    const int64_t pixel_stride = channels_last ? all_channels : 1;
     const int64_t channel_stride = channels_last ? 1 : h * w;
-    return {data + image * channels * h * w + channel * channel_stride, h, w, pixel_stride,
-            channel_stride};
+    return {data + image * all_channels * h * w + (first_channel + channel) * channel_stride, h, w,
+            pixel_stride, channel_stride};
   }
 };
 
@@ -128,6 +128,11 @@ void load_window(float* to, int64_t to_stride, const Image<const T>& image, cons
       std::memset(pixel + i * to_stride, 0, channels * sizeof(float));
     }
   };
+  if (image.channel_stride != 1 && window.x == 0 && window.cols == image.w && window.y >= 0 &&
+      window.y + window.rows <= image.h) {  // whole rows lie side by side
+    return planes_to_pixels(to, to_stride, image.data + window.y * image.w, image.channel_stride,
+                            channels, window.rows * window.cols);
+  }
   for (int64_t row = 0; row < window.rows; ++row) {
     float* pixels = to + row * window.cols * to_stride;
     const int64_t y = window.y + row;

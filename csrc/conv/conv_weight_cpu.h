@@ -20,7 +20,7 @@ namespace fastdl {
 inline namespace CPU_CAPABILITY {
 namespace conv_detail {
 
-inline constexpr int64_t kPixelTerms = 128;  // of rows and of a panel that stay in L1 together
+inline constexpr int64_t kPixelTerms = 512;  // of a panel that stays in L2: one reading of the sums
 
 // Writes rows [channel][tap][kPanelWidth] of a weight's gradient: the way back of load_weight.
 template <class T>
@@ -105,127 +105,165 @@ inline void add_products(const std::vector<int64_t>& taps, int64_t run, int64_t 
   });
 }
 
-// A band's input [image][channel][row][col] (NCHW) or [image][row][col][channel] in memory: `data`
-// is its element (0, 0) including the padding.
-struct BandInput {
-  const float* data;
-  int64_t image_stride, row_stride, pixel_stride, channel_stride;
-};
-
-// Copies a row of the band's input, `channels` of them, with its padding.
+// Copies a row of the band's input with its padding to to[channel][col], planes plane_stride apart.
 template <class T>
 void load_input_row(const Image<const T>& image, int64_t y, int64_t x, int64_t cols,
-                    int64_t channels, const BandInput& band, float* to) {
-  if (band.channel_stride == 1) {
-    return load_window<T>(to, channels, image, {y, 1, x, cols}, channels);
-  }
+                    int64_t channels, int64_t plane_stride, float* to) {
   const int64_t first = std::clamp<int64_t>(-x, 0, cols);
   const int64_t end = std::clamp<int64_t>(image.w - x, first, cols);
   const bool inside = y >= 0 && y < image.h && first < end;
-  for (int64_t c = 0; c < channels; ++c, to += band.channel_stride) {
-    if (!inside) {
-      std::fill_n(to, cols, 0.0f);
-      continue;
-    }
-    std::fill_n(to, first, 0.0f);
-    widen_row(to + first, image.data + c * image.channel_stride + y * image.w + x + first,
-              end - first);
-    std::fill_n(to + end, cols - end, 0.0f);
+  for (int64_t c = 0; c < channels; ++c) {
+    float* row = to + c * plane_stride;
+    std::fill_n(row, inside ? first : cols, 0.0f);
+    if (inside) std::fill_n(row + end, cols - end, 0.0f);
+  }
+  if (!inside) return;
+  const T* from = image.data + (y * image.w + x + first) * image.pixel_stride;
+  if (image.channel_stride == 1) {  // the same, with pixels and channels exchanged
+    planes_to_pixels(to + first, plane_stride, from, image.pixel_stride, end - first, channels);
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    widen_row(to + c * plane_stride + first, from + c * image.channel_stride, end - first);
   }
 }
 
+// A band of the batch: whole images, or output rows of one.
+struct Band {
+  int64_t image, images, row, rows;
+};
+
+// The band's input in planes: `data` is element (0, 0) of the first, including the padding.
+struct BandInput {
+  const float* data;
+  int64_t image_stride, plane_stride, row_stride;
+};
+
+// Lays out a band for one group: its input where `to` is not null, and its grad_output in panels.
 template <class T>
-void direct_backward_weight(const ConvBackwardWeightArgs& args) {
-  const ConvShape& shape = args.shape;
+void load_band(const ConvShape& shape, const WeightSizes& sizes, const Band& band,
+               const Images<const T>& inputs, const Images<const T>& grads, const BandInput& input,
+               float* to, float* panels) {
   const ConvAxis &h = shape.h, &w = shape.w;
   const int64_t in = shape.in_channels / shape.groups, out = shape.out_channels / shape.groups;
-  const WeightSizes sizes = weight_sizes(shape, kPanelWidth);
-  const int64_t panels = sizes.width / kPanelWidth;
-  const Images<const T> inputs{static_cast<const T*>(args.input), shape.in_channels, h.input,
-                               w.input, shape.channels_last};
-  const Images<const T> grads{static_cast<const T*>(args.grad_output), shape.out_channels, h.output,
-                              w.output, shape.channels_last};
-  auto* workspace = static_cast<float*>(args.workspace);
-  float* laid_out = workspace + sizes.input_floats;
-  float* sums = laid_out + sizes.grad_floats;
-  const bool in_place = std::is_same_v<T, float> && h.padding == 0 && w.padding == 0 &&
-                        sizes.in_cols <= w.input &&
-                        (h.output - 1) * h.stride + (h.kernel - 1) * h.dilation < h.input;
-
-  for (int64_t group = 0; group < shape.groups; ++group) {
-    const int64_t out_channel = group * out;
-    for (int64_t band = 0; band < sizes.by_image * sizes.by_row; ++band) {
-      const int64_t image = band / sizes.by_row * sizes.images;
-      const int64_t row = band % sizes.by_row * sizes.rows;
-      const int64_t images = std::min(sizes.images, shape.n - image);
-      const int64_t rows = std::min(sizes.rows, h.output - row);
-      const int64_t y = row * h.stride - h.padding;
-      const Image<const T> first = inputs.at(image, group * in);
-      BandInput input;
-      if (in_place) {
-        input = {reinterpret_cast<const float*>(first.data) + y * w.input * first.pixel_stride,
-                 shape.in_channels * h.input * w.input, w.input * first.pixel_stride,
-                 first.pixel_stride, first.channel_stride};
-      } else {
-        const int64_t pixel = shape.channels_last ? in : 1, plane = sizes.in_rows * sizes.in_cols;
-        input = {workspace, plane * in, sizes.in_cols * pixel, pixel,
-                 shape.channels_last ? 1 : plane};
+  const int64_t y = band.row * h.stride - h.padding;
+  const int64_t panel_count = ceil_divide(out, kPanelWidth);
+  const int64_t panel_stride = band.images * band.rows * w.output * kPanelWidth;
+  // Units of work: a row of the input, then some rows of a panel.
+  const int64_t in_rows = to == nullptr ? 0 : band.images * sizes.in_rows;
+  const int64_t together = std::min(band.rows, ceil_divide(64, w.output));
+  const int64_t parts = ceil_divide(band.rows, together);
+  parallel_for(0, in_rows + band.images * panel_count * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (i < in_rows) {
+        const int64_t image = i / sizes.in_rows, row = i % sizes.in_rows;
+        load_input_row<T>(inputs.at(band.image + image, 0), y + row, -w.padding, sizes.in_cols, in,
+                          input.plane_stride,
+                          to + image * input.image_stride + row * input.row_stride);
+        continue;
       }
-      // Lay out: rows of the input, then rows of grad_output.
-      const int64_t in_rows = in_place ? 0 : images * sizes.in_rows;
-      const int64_t panel_stride = images * rows * w.output * kPanelWidth;
-      parallel_for(0, in_rows + images * rows, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          if (i < in_rows) {
-            const int64_t which = i / sizes.in_rows, at = i % sizes.in_rows;
-            load_input_row<T>(inputs.at(image + which, group * in), y + at, -w.padding,
-                              sizes.in_cols, in, input,
-                              workspace + which * input.image_stride + at * input.row_stride);
-            continue;
-          }
-          const int64_t which = (i - in_rows) / rows, at = (i - in_rows) % rows;
-          for (int64_t panel = 0; panel < panels; ++panel) {
-            const int64_t channel = panel * kPanelWidth;
-            const int64_t count = std::min(kPanelWidth, out - channel);
-            float* to =
-                laid_out + panel * panel_stride + (which * rows + at) * w.output * kPanelWidth;
-            if (count < kPanelWidth) std::fill_n(to, w.output * kPanelWidth, 0.0f);
-            load_window<T>(to, kPanelWidth, grads.at(image + which, out_channel + channel),
-                           {row + at, 1, 0, w.output}, count);
-          }
-        }
-      });
-      std::vector<int64_t> terms, from, to;
-      int64_t run = w.output;
-      // Rows without a gap between them are one run.
-      if (w.stride * w.output * input.pixel_stride == h.stride * input.row_stride) run *= rows;
-      for (int64_t i = 0; i < images; ++i) {
-        for (int64_t j = 0; j < rows * w.output / run; ++j) {
-          terms.push_back(i * input.image_stride + j * h.stride * input.row_stride);
-        }
-      }
-      for (int64_t i = 0; i < h.kernel; ++i) {
-        for (int64_t j = 0; j < w.kernel; ++j) {
-          for (int64_t c = 0; c < in; ++c) {
-            to.push_back(static_cast<int64_t>(from.size()) * sizes.width);
-            from.push_back(i * h.dilation * input.row_stride + j * w.dilation * input.pixel_stride +
-                           c * input.channel_stride);
-          }
-        }
-      }
-      add_products(terms, run, w.stride * input.pixel_stride, input.data, from, laid_out,
-                   panel_stride, panels, sums, to, band == 0);
+      const int64_t row = (i - in_rows) % parts * together,
+                    panel = (i - in_rows) / parts % panel_count;
+      const int64_t image = (i - in_rows) / parts / panel_count;
+      const int64_t rows = std::min(together, band.rows - row), channel = panel * kPanelWidth;
+      const int64_t count = std::min(kPanelWidth, out - channel);
+      float* pixels =
+          panels + panel * panel_stride + (image * band.rows + row) * w.output * kPanelWidth;
+      if (count < kPanelWidth) std::fill_n(pixels, rows * w.output * kPanelWidth, 0.0f);
+      load_window<T>(pixels, kPanelWidth, grads.at(band.image + image, channel),
+                     {band.row + row, rows, 0, w.output}, count);
     }
-    const int64_t taps = h.kernel * w.kernel;
-    store_weights<T>(args, group, [&](int64_t panel, int64_t channel, int64_t count, float* rows) {
-      for (int64_t c = 0; c < count; ++c) {
-        for (int64_t tap = 0; tap < taps; ++tap, rows += kPanelWidth) {
-          std::memcpy(rows, sums + (tap * in + channel + c) * sizes.width + panel * kPanelWidth,
-                      kPanelWidth * sizeof(float));
-        }
-      }
-    });
+  });
+}
+
+template <class T>
+void direct_backward_weight(const ConvBackwardWeightArgs& args, int64_t group, float* workspace) {
+  const ConvShape& shape = args.shape;
+  const ConvAxis &h = shape.h, &w = shape.w;
+  const int64_t in = shape.in_channels / shape.groups, taps = h.kernel * w.kernel;
+  const WeightSizes sizes = weight_sizes(shape, kPanelWidth);
+  const int64_t out = shape.out_channels / shape.groups;
+  const Images<const T> inputs{static_cast<const T*>(args.input),
+                               shape.in_channels,
+                               h.input,
+                               w.input,
+                               shape.channels_last,
+                               group * in,
+                               in};
+  const Images<const T> grads{static_cast<const T*>(args.grad_output),
+                              shape.out_channels,
+                              h.output,
+                              w.output,
+                              shape.channels_last,
+                              group * out,
+                              out};
+  float* panels = workspace + sizes.input_floats;
+  float* sums = panels + sizes.grad_floats;
+  const int64_t plane = sizes.in_rows * sizes.in_cols;
+  BandInput input{workspace, plane * in, plane, sizes.in_cols};
+  const bool in_place = std::is_same_v<T, float> && !shape.channels_last && h.padding == 0 &&
+                        w.padding == 0 && sizes.in_cols <= w.input &&
+                        (h.output - 1) * h.stride + (h.kernel - 1) * h.dilation < h.input;
+  if (in_place) {
+    const int64_t whole = h.input * w.input;
+    input = {nullptr, shape.in_channels * whole, whole, w.input};
   }
+  std::vector<int64_t> from, to;  // of each row of the sums
+  for (int64_t i = 0; i < h.kernel; ++i) {
+    for (int64_t j = 0; j < w.kernel; ++j) {
+      for (int64_t c = 0; c < in; ++c) {
+        to.push_back(static_cast<int64_t>(from.size()) * sizes.width);
+        from.push_back(c * input.plane_stride + i * h.dilation * input.row_stride + j * w.dilation);
+      }
+    }
+  }
+  for (int64_t i = 0; i < sizes.by_image * sizes.by_row; ++i) {
+    Band band{i / sizes.by_row * sizes.images, 0, i % sizes.by_row * sizes.rows, 0};
+    band.images = std::min(sizes.images, shape.n - band.image);
+    band.rows = std::min(sizes.rows, h.output - band.row);
+    if constexpr (std::is_same_v<T, float>) {
+      if (in_place) {
+        input.data = inputs.at(band.image, 0).data + band.row * h.stride * w.input;
+      }
+    }
+    load_band(shape, sizes, band, inputs, grads, input, in_place ? nullptr : workspace, panels);
+    // The pixels of a row are a run of terms; those of all rows, where nothing lies between.
+    const bool joined = w.stride == 1 && h.stride == 1 && input.row_stride == w.output;
+    const int64_t run = joined ? band.rows * w.output : w.output;
+    std::vector<int64_t> runs;
+    for (int64_t image = 0; image < band.images; ++image) {
+      for (int64_t row = 0; row < (joined ? 1 : band.rows); ++row) {
+        runs.push_back(image * input.image_stride + row * h.stride * input.row_stride);
+      }
+    }
+    add_products(runs, run, w.stride, input.data, from, panels,
+                 band.images * band.rows * w.output * kPanelWidth, sizes.width / kPanelWidth, sums,
+                 to, i == 0);
+  }
+  store_weights<T>(args, group, [&](int64_t panel, int64_t channel, int64_t count, float* rows) {
+    for (int64_t c = 0; c < count; ++c) {
+      for (int64_t tap = 0; tap < taps; ++tap, rows += kPanelWidth) {
+        std::memcpy(rows, sums + (tap * in + channel + c) * sizes.width + panel * kPanelWidth,
+                    kPanelWidth * sizeof(float));
+      }
+    }
+  });
+}
+
+// Calls backward(group, workspace) for all groups: each by all threads, or by one of them, where
+// nested loops are serial.
+template <class F>
+void for_groups(const ConvBackwardWeightArgs& args, int64_t workspace_floats, F&& backward) {
+  const int64_t groups = args.shape.groups;
+  const int64_t workspaces = weight_workspaces(args.shape, num_threads());
+  auto* workspace = static_cast<float*>(args.workspace);
+  parallel_for(0, workspaces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t group = i; group < groups; group += workspaces) {
+        backward(group, workspace + i * workspace_floats);
+      }
+    }
+  });
 }
 
 }  // namespace conv_detail

@@ -17,39 +17,45 @@ static inline constexpr int64_t conv_lanes(CpuIsa isa) {
   return isa == CpuIsa::kAvx512 ? 16 : isa == CpuIsa::kAvx2 ? 8 : kDefaultLanes;
 }
 
+static inline int64_t conv_ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// At least as many floats, an odd number of cache lines: neighbours of a tile's 36 products, this
+// far apart, do not meet in one set of a cache.
+static inline int64_t spread_floats(int64_t floats) {
+  return (conv_ceil_divide(floats, 16) | 1) * 16;
+}
+
 // Bytes of the transformed weight that stay in the cache while every thread passes over them.
 inline constexpr int64_t kCachedWeightBytes = int64_t{3} << 20;
-// Of the matrices of a thread's group, and of a group that all threads share.
-inline constexpr int64_t kOwnGroupBytes = int64_t{1} << 20;
-inline constexpr int64_t kSharedGroupBytes = int64_t{24} << 20;
+// Of the matrices of a thread's chunk of tiles, and of a chunk that all threads share.
+inline constexpr int64_t kOwnChunkBytes = int64_t{1} << 20;
+inline constexpr int64_t kSharedChunkBytes = int64_t{24} << 20;
 
-// Tiles of 4x4 results in groups, and the two matrices [36][tile][channel] of a group.
+// Tiles of 4x4 results in chunks, and the two matrices [36][tile][channel] of a chunk.
 struct WinogradSizes {
-  int64_t tiles, group;          // of the batch, of a group
-  bool shared;                   // all threads take each step of a group together
+  int64_t tiles, chunk;          // of the batch, of a chunk
+  bool shared;                   // all threads take each step of a chunk together
   int64_t v_tile, m_tile;        // floats from tile to tile
   int64_t v_product, m_product;  // from product to product
   int64_t floats() const { return 36 * (v_product + m_product); }
 };
 
-// Sizes of a batch of n images of h x w results; from_width and to_width are the channels of the
+// Sizes for a batch of n images of h x w results; from_width and to_width are the channels of the
 // two matrices, rounded up to whole vectors.
 static inline WinogradSizes winograd_sizes(int64_t n, int64_t h, int64_t w, int64_t from_width,
                                            int64_t to_width, int64_t threads) {
-  const auto divide = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   WinogradSizes sizes{};
-  sizes.tiles = n * divide(h, 4) * divide(w, 4);
+  sizes.tiles = n * conv_ceil_divide(h, 4) * conv_ceil_divide(w, 4);
   sizes.shared = 36 * 4 * from_width * to_width > kCachedWeightBytes;
-  // An odd number of cache lines from row to row, so that neighbours do not meet in one set.
-  const auto spread = [&](int64_t floats) { return (divide(floats, 16) | 1) * 16; };
-  sizes.v_tile = sizes.shared ? spread(from_width) : from_width;
+  sizes.v_tile = sizes.shared ? spread_floats(from_width) : from_width;
   sizes.m_tile = to_width;
-  const int64_t most = (sizes.shared ? kSharedGroupBytes : kOwnGroupBytes) /
+  const int64_t most = (sizes.shared ? kSharedChunkBytes : kOwnChunkBytes) /
                        (36 * 4 * (sizes.v_tile + sizes.m_tile));
-  const int64_t parts = divide(sizes.tiles, std::max<int64_t>(12, most));
-  sizes.group = divide(sizes.tiles, sizes.shared ? parts : divide(parts, threads) * threads);
-  sizes.v_product = spread(sizes.group * sizes.v_tile);
-  sizes.m_product = spread(sizes.group * sizes.m_tile);
+  const int64_t parts = conv_ceil_divide(sizes.tiles, std::max<int64_t>(12, most));
+  sizes.chunk = conv_ceil_divide(sizes.tiles,
+                                 sizes.shared ? parts : conv_ceil_divide(parts, threads) * threads);
+  sizes.v_product = spread_floats(sizes.chunk * sizes.v_tile);
+  sizes.m_product = spread_floats(sizes.chunk * sizes.m_tile);
   return sizes;
 }
 

@@ -1,5 +1,5 @@
 // 3x3 convolution of stride 1 by Winograd's F(4x4, 3x3): forward, and the gradient of the input,
-// which is the same with other weights. Tiles of 4x4 results are taken in groups:
+// which is the same with other weights. Tiles of 4x4 results are taken in chunks:
 //
 //   1. V[product][tile][channel] = B^T d B of each 6x6 patch of the source
 //   2. M[product][tile][column]  = V[product] U[product]: 36 matrix products, conv_tile_cpu.h
@@ -71,22 +71,24 @@ void pack_winograd(const ConvPackArgs& args) {
   const bool backward = args.direction == ConvDirection::kBackwardInput;
   const PlaneSum sum = plane_sum(args.shape, backward);
   const Panels panels{sum.to_channels};
-  const int64_t product_stride = sum.from_channels * panels.width();
+  const int64_t product_stride = spread_floats(sum.from_channels * panels.width());
   const int64_t order = backward ? -1 : 1;  // towards the input, taps run backwards
   auto* packed = static_cast<float*>(args.packed_weight);
-  for_weight<T>(args, sum,
-                [&](int64_t, int64_t panel, int64_t channel, int64_t count, const float* rows) {
-                  const int64_t width = panels.vectors(panel) * kLaneCount;
-                  float* to = packed + panel * kPanelWidth * sum.from_channels + channel * width;
-                  for (int64_t c = 0; c < count; ++c) {
-                    const float* first = rows + (c * 9 + (backward ? 8 : 0)) * kPanelWidth;
-                    for (int64_t i = 0; i < width; i += kLaneCount) {
-                      transform_tile<WeightTransform>(first + i, order * 3 * kPanelWidth,
-                                                      order * kPanelWidth, to + c * width + i,
-                                                      kTileInputs * product_stride, product_stride);
-                    }
-                  }
-                });
+  for_weight<T>(
+      args, sum,
+      [&](int64_t group, int64_t panel, int64_t channel, int64_t count, const float* rows) {
+        const int64_t width = panels.vectors(panel) * kLaneCount;
+        float* to = packed + group * kProducts * product_stride +
+                    panel * kPanelWidth * sum.from_channels + channel * width;
+        for (int64_t c = 0; c < count; ++c) {
+          const float* first = rows + (c * 9 + (backward ? 8 : 0)) * kPanelWidth;
+          for (int64_t i = 0; i < width; i += kLaneCount) {
+            transform_tile<WeightTransform>(first + i, order * 3 * kPanelWidth, order * kPanelWidth,
+                                            to + c * width + i, kTileInputs * product_stride,
+                                            product_stride);
+          }
+        }
+      });
 }
 
 // M[product] = V[product] U[product] for products [begin, end) and `tiles` tiles.
@@ -99,7 +101,7 @@ inline void multiply_products(const WinogradSizes& sizes, int64_t channels, cons
     out[i] = i * sizes.m_tile;
   }
   const int64_t pieces = ceil_divide(channels, kPanelTerms), piece = ceil_divide(channels, pieces);
-  const int64_t start = 0;
+  const int64_t start = 0, u_product = spread_floats(channels * panels.width());
   for (int64_t p = begin; p < end; ++p) {
     for (int64_t at = 0; at < channels; at += piece) {
       for (int64_t panel = 0; panel < panels.count(); ++panel) {
@@ -107,7 +109,7 @@ inline void multiply_products(const WinogradSizes& sizes, int64_t channels, cons
         const int64_t width = vectors * kLaneCount;
         const Terms terms{&start, 1, std::min(piece, channels - at), 1, width, 0};
         multiply_rows(tiles, vectors, at > 0, terms, v + p * sizes.v_product + at, in.data(),
-                      u + (p * panels.width() + panel * kPanelWidth) * channels + at * width,
+                      u + p * u_product + panel * kPanelWidth * channels + at * width,
                       m + p * sizes.m_product + panel * kPanelWidth, out.data());
       }
     }
@@ -143,62 +145,87 @@ void store_tiles(const Images<T>& images, int64_t image, int64_t y, int64_t x, i
   }
 }
 
+// The steps of a chunk of tiles, each for the tiles or products [begin, end), of one group.
 template <class T>
-void winograd_sum(const PlaneSum& sum, const T* from, const float* u, T* to, void* workspace,
-                  const Epilogue<T>& epilogue) {
-  const Images<const T> sources{from, sum.from_channels, sum.h.from, sum.w.from, sum.channels_last};
-  const Images<T> results{to, sum.to_channels, sum.h.to, sum.w.to, sum.channels_last};
-  const Panels panels{sum.to_channels};
-  const Tiles tiles(sum.h.to, sum.w.to);
-  const WinogradSizes sizes =
-      winograd_sizes(sum.n, sum.h.to, sum.w.to, round_up(sum.from_channels, kLaneCount),
-                     panels.width(), num_threads());
-  constexpr int64_t kStripFloats = kStripPixels * kPanelWidth;
+struct WinogradSteps {
+  const PlaneSum& sum;
+  const WinogradSizes& sizes;
+  const Tiles tiles;
+  const Images<const T> sources;
+  const Images<T> results;
+  const float* u;
+  const Epilogue<T> epilogue;
+  int64_t first;  // tile of the chunk
+  float *v, *m;
 
-  // The steps for tiles [begin, end) of a group whose matrices begin with tile `first`.
-  const auto read = [&](int64_t begin, int64_t end, int64_t first, float* v, float* strip) {
+  void read(int64_t begin, int64_t end, float* strip) const {
     for_row_parts(
         tiles, begin, end, [&](int64_t image, int64_t y, int64_t x, int64_t count, int64_t tile) {
           transform_patches<InputTransform>(sources, image, y + sum.h.low, x + sum.w.low, count,
                                             v + (tile - first) * sizes.v_tile, sizes.v_tile,
                                             kPanelWidth, sizes.v_product, strip);
         });
-  };
-  const auto write = [&](int64_t begin, int64_t end, int64_t first, const float* m, float* strip) {
+  }
+  void multiply(int64_t begin, int64_t end) const {
+    multiply_products(sizes, sum.from_channels, Panels{sum.to_channels}, v, u, m,
+                      std::min(sizes.chunk, sizes.tiles - first), begin, end);
+  }
+  void write(int64_t begin, int64_t end, float* strip) const {
     for_row_parts(tiles, begin, end,
                   [&](int64_t image, int64_t y, int64_t x, int64_t count, int64_t tile) {
                     store_tiles(results, image, y, x, count, m + (tile - first) * sizes.m_tile,
                                 sizes, epilogue, strip);
                   });
+  }
+};
+
+template <class T>
+void winograd_sum(const PlaneSum& sum, const T* from, const float* packed, T* to, void* workspace,
+                  const Epilogue<T>& epilogue) {
+  const int64_t width = Panels{sum.to_channels}.width();
+  const WinogradSizes sizes = winograd_sizes(
+      sum.n, sum.h.to, sum.w.to, round_up(sum.from_channels, kLaneCount), width, num_threads());
+  const int64_t chunks = ceil_divide(sizes.tiles, sizes.chunk);
+  const auto steps_of = [&](int64_t task, float* matrices) {
+    const int64_t group = task / chunks, channel = group * sum.to_channels;
+    return WinogradSteps<T>{sum,
+                            sizes,
+                            Tiles(sum.h.to, sum.w.to),
+                            {from, sum.groups * sum.from_channels, sum.h.from, sum.w.from,
+                             sum.channels_last, group * sum.from_channels, sum.from_channels},
+                            {to, sum.groups * sum.to_channels, sum.h.to, sum.w.to,
+                             sum.channels_last, channel, sum.to_channels},
+                            packed + group * kProducts * spread_floats(sum.from_channels * width),
+                            {epilogue.bias == nullptr ? nullptr : epilogue.bias + channel,
+                             epilogue.residual, epilogue.relu},
+                            task % chunks * sizes.chunk,
+                            matrices,
+                            matrices + kProducts * sizes.v_product};
   };
-  const int64_t groups = ceil_divide(sizes.tiles, sizes.group);
+  constexpr int64_t kStripFloats = kStripPixels * kPanelWidth;
   if (!sizes.shared) {
-    parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, sum.groups * chunks, 1, [&](int64_t begin, int64_t end) {
       auto* strip =
           static_cast<float*>(thread_scratch((kStripFloats + sizes.floats()) * sizeof(float)));
-      float *v = strip + kStripFloats, *m = v + kProducts * sizes.v_product;
-      for (int64_t group = begin; group < end; ++group) {
-        const int64_t first = group * sizes.group;
-        const int64_t last = std::min(sizes.tiles, first + sizes.group);
-        read(first, last, first, v, strip);
-        multiply_products(sizes, sum.from_channels, panels, v, u, m, last - first, 0, kProducts);
-        write(first, last, first, m, strip);
+      for (int64_t task = begin; task < end; ++task) {
+        const WinogradSteps<T> steps = steps_of(task, strip + kStripFloats);
+        const int64_t last = std::min(sizes.tiles, steps.first + sizes.chunk);
+        steps.read(steps.first, last, strip);
+        steps.multiply(0, kProducts);
+        steps.write(steps.first, last, strip);
       }
     });
     return;
   }
-  float *v = static_cast<float*>(workspace), *m = v + kProducts * sizes.v_product;
   const auto strip = [] {
     return static_cast<float*>(thread_scratch(kStripFloats * sizeof(float)));
   };
-  for (int64_t group = 0; group < groups; ++group) {
-    const int64_t first = group * sizes.group;
-    const int64_t last = std::min(sizes.tiles, first + sizes.group);
-    parallel_for(first, last, 1, [&](int64_t b, int64_t e) { read(b, e, first, v, strip()); });
-    parallel_for(0, kProducts, 1, [&](int64_t b, int64_t e) {
-      multiply_products(sizes, sum.from_channels, panels, v, u, m, last - first, b, e);
-    });
-    parallel_for(first, last, 1, [&](int64_t b, int64_t e) { write(b, e, first, m, strip()); });
+  for (int64_t task = 0; task < sum.groups * chunks; ++task) {
+    const WinogradSteps<T> steps = steps_of(task, static_cast<float*>(workspace));
+    const int64_t first = steps.first, last = std::min(sizes.tiles, first + sizes.chunk);
+    parallel_for(first, last, 1, [&](int64_t b, int64_t e) { steps.read(b, e, strip()); });
+    parallel_for(0, kProducts, 1, [&](int64_t b, int64_t e) { steps.multiply(b, e); });
+    parallel_for(first, last, 1, [&](int64_t b, int64_t e) { steps.write(b, e, strip()); });
   }
 }
 

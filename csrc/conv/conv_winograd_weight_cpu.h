@@ -4,7 +4,7 @@
 //   sums[product][in_channel][out_channel] += sum over tiles of V * E: 36 matrix products
 //   grad_weight = G^T sums G
 //
-// for a group of tiles at a time, all threads sharing each step, so that there is one sum. Limit:
+// for a chunk of tiles at a time, all threads sharing each step, so that there is one sum. Limit:
 // the FMA rate at 36 products for 16 pixels and 9 taps, a quarter of the direct sum.
 #pragma once
 
@@ -16,26 +16,37 @@ inline namespace CPU_CAPABILITY {
 namespace conv_detail {
 
 template <class T>
-void winograd_backward_weight(const ConvBackwardWeightArgs& args) {
+void winograd_backward_weight(const ConvBackwardWeightArgs& args, int64_t group, float* v) {
   const ConvShape& shape = args.shape;
   const ConvAxis &h = shape.h, &w = shape.w;
+  const int64_t in_channels = shape.in_channels / shape.groups;
+  const int64_t out_channels = shape.out_channels / shape.groups;
   const WinogradWeightSizes sizes = winograd_weight_sizes(shape, kLaneCount);
   const Tiles tiles(h.output, w.output);
-  const int64_t panels = ceil_divide(shape.out_channels, kPanelWidth), width = panels * kPanelWidth;
-  const Images<const T> inputs{static_cast<const T*>(args.input), shape.in_channels, h.input,
-                               w.input, shape.channels_last};
-  const Images<const T> grads{static_cast<const T*>(args.grad_output), shape.out_channels, h.output,
-                              w.output, shape.channels_last};
-  auto* v = static_cast<float*>(args.workspace);
+  const int64_t panels = ceil_divide(out_channels, kPanelWidth), width = panels * kPanelWidth;
+  const Images<const T> inputs{static_cast<const T*>(args.input),
+                               shape.in_channels,
+                               h.input,
+                               w.input,
+                               shape.channels_last,
+                               group * in_channels,
+                               in_channels};
+  const Images<const T> grads{static_cast<const T*>(args.grad_output),
+                              shape.out_channels,
+                              h.output,
+                              w.output,
+                              shape.channels_last,
+                              group * out_channels,
+                              out_channels};
   float* e = v + kProducts * sizes.v_product;
   float* sums = e + kProducts * sizes.e_product;
-  std::vector<int64_t> in(shape.in_channels), out(shape.in_channels);
-  for (int64_t c = 0; c < shape.in_channels; ++c) {
+  std::vector<int64_t> in(in_channels), out(in_channels);
+  for (int64_t c = 0; c < in_channels; ++c) {
     in[c] = c;
     out[c] = c * width;
   }
-  for (int64_t first = 0; first < sizes.tiles; first += sizes.group) {
-    const int64_t count = std::min(sizes.group, sizes.tiles - first);
+  for (int64_t first = 0; first < sizes.tiles; first += sizes.chunk) {
+    const int64_t count = std::min(sizes.chunk, sizes.tiles - first);
     parallel_for(first, first + count, 1, [&](int64_t begin, int64_t end) {
       auto* strip = static_cast<float*>(thread_scratch(kStripPixels * kPanelWidth * sizeof(float)));
       for_row_parts(
@@ -59,7 +70,7 @@ void winograd_backward_weight(const ConvBackwardWeightArgs& args) {
           const Terms terms{&start, 1, std::min(piece, count - at), sizes.v_tile, kPanelWidth, 0};
           for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts;
                ++panel) {
-            multiply_rows(shape.in_channels, 2, first + at > 0, terms,
+            multiply_rows(in_channels, 2, first + at > 0, terms,
                           v + product * sizes.v_product + at * sizes.v_tile, in.data(),
                           e + product * sizes.e_product + (panel * count + at) * kPanelWidth,
                           sums + product * sizes.sum_product + panel * kPanelWidth, out.data());
@@ -68,7 +79,7 @@ void winograd_backward_weight(const ConvBackwardWeightArgs& args) {
       }
     });
   }
-  store_weights<T>(args, 0, [&](int64_t panel, int64_t channel, int64_t count, float* rows) {
+  store_weights<T>(args, group, [&](int64_t panel, int64_t channel, int64_t count, float* rows) {
     for (int64_t c = 0; c < count; ++c) {
       const float* from = sums + (channel + c) * width + panel * kPanelWidth;
       for (int64_t i = 0; i < kPanelWidth; i += kLaneCount) {
