@@ -181,6 +181,10 @@ void check_every_tile(const ConvShape& shape, int splits) {
 }  // namespace
 
 void test_conv_kernels() {
+  emulator::set_device({4, 90});
+  check_every_tile({1, 24, 16, 1, axis(9, 3, 2, 1), axis(10, 3, 1, 2), true}, 2);
+  check_conv({2, 16, 16, 16, axis(9, 3, 1, 1), axis(10, 5, 2, 1), true}, DType::kBFloat16,
+             ConvMath::kIeee, -1, 0);
   emulator::set_device({3, 80});
   // More pixels than the largest tile has rows, and more channels than most have columns
   check_every_tile({2, 16, 40, 1, axis(13, 3, 1, 1), axis(11, 3, 1, 1), true}, 3);
