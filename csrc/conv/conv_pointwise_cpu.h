@@ -20,33 +20,41 @@ inline constexpr int64_t kRowsOfTask = 256;
 inline constexpr int64_t kRowsAtOnce = 8 * kTileRows;  // of the weight, that stay in L2
 inline constexpr int64_t kLinePixels = kBlockPixels / kPanelWidth * kPanelWidth;  // at most
 
-// packed[group][row][channel] of a 1x1 weight.
+// Channels of a chunk of the sum: all chunks but the last have as many.
+inline int64_t chunk_channels(int64_t channels) {
+  return ceil_divide(channels, ceil_divide(channels, kPanelTerms));
+}
+
+// packed[group][chunk][row][channel of the chunk] of a 1x1 weight: rows that are read together are
+// close.
 template <class T>
 void pack_rows(const ConvPackArgs& args) {
   const bool backward = args.direction == ConvDirection::kBackwardInput;
   const WeightView<T> weight(args, backward);
   const PlaneSum sum = plane_sum(args.shape, backward);
+  const int64_t rows = sum.to_channels, chunk = chunk_channels(sum.from_channels);
+  const int64_t chunks = ceil_divide(sum.from_channels, chunk);
+  const int64_t parts = ceil_divide(rows, kRowsAtOnce);
   auto* packed = static_cast<float*>(args.packed_weight);
-  parallel_for(0, sum.groups * sum.to_channels, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end;) {
-      const int64_t group = i / sum.to_channels, row = i % sum.to_channels;
-      const int64_t rows = std::min(sum.to_channels - row, end - i);
-      const T* from = weight.data + group * weight.group_stride + row * weight.column_stride;
-      float* to = packed + i * sum.from_channels;
-      if (weight.from_stride == 1) {
-        for (int64_t k = 0; k < rows; ++k) {
-          widen_row(to + k * sum.from_channels, from + k * weight.column_stride, sum.from_channels);
-        }
-      } else if (weight.column_stride == 1) {
-        planes_to_pixels(to, sum.from_channels, from, weight.from_stride, sum.from_channels, rows);
-      } else {
-        for (int64_t k = 0; k < rows; ++k) {
-          for (int64_t c = 0; c < sum.from_channels; ++c) {
-            to[k * sum.from_channels + c] = from[k * weight.column_stride + c * weight.from_stride];
-          }
+  parallel_for(0, sum.groups * chunks * parts, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i % parts * kRowsAtOnce, count = std::min(kRowsAtOnce, rows - row);
+      const int64_t channel = i / parts % chunks * chunk, group = i / parts / chunks;
+      const int64_t channels = std::min(chunk, sum.from_channels - channel);
+      const T* from = weight.data + group * weight.group_stride + row * weight.column_stride +
+                      channel * weight.from_stride;
+      float* to = packed + (group * sum.from_channels + channel) * rows + row * channels;
+      if (weight.column_stride == 1) {
+        planes_to_pixels(to, channels, from, weight.from_stride, channels, count);
+        continue;
+      }
+      for (int64_t k = 0; k < count; ++k, to += channels, from += weight.column_stride) {
+        if (weight.from_stride == 1) {
+          widen_row(to, from, channels);
+        } else {
+          for (int64_t c = 0; c < channels; ++c) to[c] = from[c * weight.from_stride];
         }
       }
-      i += rows;
     }
   });
 }
@@ -79,6 +87,7 @@ void pointwise_sum(const PlaneSum& sum, const T* from, const float* weight, T* t
                    const Epilogue<T>& epilogue) {
   const int64_t pixels = sum.h.to * sum.w.to, all = sum.n * pixels, plane = sum.h.from * sum.w.from;
   const int64_t parts = ceil_divide(sum.to_channels, kRowsOfTask);
+  const int64_t chunk = chunk_channels(sum.from_channels);
   const int64_t line = pixels_of_block(all, parts * sum.groups, num_threads());
   const int64_t blocks = ceil_divide(all, line);
   const int64_t step_h = sum.h.from_step, step_w = sum.w.from_step;
@@ -139,7 +148,6 @@ void pointwise_sum(const PlaneSum& sum, const T* from, const float* weight, T* t
     const int64_t start = 0;
     int64_t in[kRowsAtOnce], out[kRowsAtOnce];
     for (int64_t i = 0; i < kRowsAtOnce; ++i) {
-      in[i] = i * sum.from_channels;
       out[i] = i * line;
     }
     for (int64_t task = begin; task < end; ++task) {
@@ -147,19 +155,18 @@ void pointwise_sum(const PlaneSum& sum, const T* from, const float* weight, T* t
                     block = task / parts / sum.groups;
       const int64_t count = std::min(line, all - block * line);
       const int64_t row = part * kRowsOfTask, rows = std::min(kRowsOfTask, sum.to_channels - row);
-      const int64_t pieces = ceil_divide(sum.from_channels, kPanelTerms);
-      const int64_t piece = ceil_divide(sum.from_channels, pieces);
-      const float* block_weight = weight + (group * sum.to_channels + row) * sum.from_channels;
-      for (int64_t c = 0; c < sum.from_channels; c += piece) {
-        const int64_t channels = std::min(piece, sum.from_channels - c);
-        const bool more = c + piece < sum.from_channels;
-        Ahead ahead = fetch(more ? task : task + 1, more ? c + piece : 0, piece, rows);
+      const float* group_weight = weight + group * sum.to_channels * sum.from_channels;
+      for (int64_t c = 0; c < sum.from_channels; c += chunk) {
+        const int64_t channels = std::min(chunk, sum.from_channels - c);
+        const bool more = c + chunk < sum.from_channels;
+        Ahead ahead = fetch(more ? task : task + 1, more ? c + chunk : 0, chunk, rows);
+        for (int64_t i = 0; i < kRowsAtOnce; ++i) in[i] = i * channels;
         load(block, count, group * sum.from_channels + c, channels, panels);
         for (int64_t r = 0; r < rows; r += kRowsAtOnce) {
           for (int64_t p = 0; p < count; p += kPanelWidth) {
             const Terms terms{&start, 1, channels, 1, kPanelWidth, 0};
             multiply_rows(std::min(kRowsAtOnce, rows - r), count - p > kLaneCount ? 2 : 1, c > 0,
-                          terms, block_weight + r * sum.from_channels + c, in,
+                          terms, group_weight + c * sum.to_channels + (row + r) * channels, in,
                           panels + p * channels, results + r * line + p, out, &ahead);
           }
         }
