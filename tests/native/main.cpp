@@ -93,6 +93,7 @@ int main() {
   test_parallel();
   test_row_plan();
   test_conv_cuda_plan();
+  test_conv_depthwise();
   test_softmax();
   test_layer_norm();
   test_elementwise_loss();
@@ -106,6 +107,7 @@ int main() {
   test_group_norm();
   test_cross_entropy();
   test_pool();
+  test_conv();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

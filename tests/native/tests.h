@@ -18,10 +18,12 @@ void test_batch_norm();
 void test_group_norm();
 void test_cross_entropy();
 void test_pool();
+void test_conv();
 void test_conv_kernels();  // of CUDA, in the emulator alone
 void test_parallel();
 void test_row_plan();
 void test_conv_cuda_plan();
+void test_conv_depthwise();
 
 // Whether a dropout keeps element i, as common/dropout_mask.h has it.
 bool dropout_keeps(double p, uint64_t seed, int64_t i);
