@@ -8,10 +8,8 @@ record might not hold for every call, is kept as it is, and its children are tri
 from __future__ import annotations
 
 import copy
-import inspect
 import operator
 from collections import Counter
-from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -21,78 +19,17 @@ from torch import fx
 from fastdl import nn
 from fastdl.ops.conv_fused import FoldedConv
 from fastdl.ops.sequential import calls_forward_alone
+from fastdl.record import is_leaf, record
 
 _NORMS: dict[type, type] = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d}
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 _IN_PLACE = (operator.iadd, "add_")
-_CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
-_SEQUENTIALS = (torch.nn.Sequential, nn.Sequential)
 _PURE = {torch.nn.Identity, FoldedConv, *(getattr(nn, name) for name in nn.__all__)}
-# A forward that asks these of its input may go another way than it went when it was recorded.
-_QUESTIONS = {"isinstance", "hasattr", "type", "is_tensor", "callable", "getattr"}
-
-
-def _is_leaf(module: torch.nn.Module) -> bool:
-    """Whether it is one op of torch or fastdl, and not a container of others."""
-    package = type(module).__module__.split(".")[:2]
-    known = package[0] == "fastdl" or package == ["torch", "nn"]
-    return known and not isinstance(module, _CONTAINERS)
 
 
 def _has_convolution(module: torch.nn.Module) -> bool:
     return any(type(child) in _NORMS for child in module.modules())
-
-
-class _Proxy(fx.Proxy):
-    """One for which ``x += y`` is a write to x, where torch.fx's own makes a new tensor."""
-
-
-def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
-    return lambda x, y: x.tracer.create_proxy("call_function", function, (x, y), {})
-
-
-for _name in fx.graph.inplace_methods:
-    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
-
-
-class _Tracer(fx.Tracer):
-    """Enters all modules but ops and those that are not to be recorded."""
-
-    def __init__(self, closed: Collection[torch.nn.Module] = ()) -> None:
-        super().__init__()
-        self.closed = closed
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
-        return _is_leaf(m) or m in self.closed
-
-
-def _record_holds(module: torch.nn.Module) -> bool:
-    """Whether what is recorded once is what every call does, as far as can be told."""
-    if type(module) in _SEQUENTIALS:
-        return calls_forward_alone(module)
-    if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
-        return False
-    forward = type(module).forward
-    parameters = list(inspect.signature(forward).parameters.values())
-    names = getattr(getattr(forward, "__code__", None), "co_names", _QUESTIONS)
-    return (
-        calls_forward_alone(module)
-        and all(p.kind == p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
-        and not _QUESTIONS.intersection(names)
-    )
-
-
-def _record(module: torch.nn.Module, closed: set[torch.nn.Module]) -> fx.Graph | None:
-    if not _has_convolution(module) or not _record_holds(module):
-        return None
-    try:
-        return _Tracer(closed).trace(module)
-    except Exception:  # noqa: BLE001  (a user's forward may raise anything for what is no tensor)
-        return None
 
 
 class _Folder:
@@ -196,7 +133,8 @@ class _Folding:
         self.graphs: dict[torch.nn.Module, fx.Graph] = {}
         closed: set[torch.nn.Module] = set()
         for module in reversed(list(model.modules())):  # children first
-            graph = None if _is_leaf(module) else _record(module, closed)
+            use = not is_leaf(module) and _has_convolution(module)
+            graph = record(module, closed) if use else None
             if graph is None:
                 closed.add(module)
             else:
@@ -213,8 +151,6 @@ class _Folding:
     def folded_graph(self, module: torch.nn.Module) -> torch.nn.Module:
         graph = self.graphs[module]
         folder = _Folder(module, graph)
-        for node in graph.nodes:
-            node.type = None  # annotations may be texts, which no copy of a graph takes
         attributes: dict[str, Any] = {
             node.target: operator.attrgetter(node.target)(module)
             for node in graph.nodes

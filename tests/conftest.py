@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import fastdl
+from fastdl import _C
 
 settings.register_profile(
     "fastdl",
@@ -57,11 +58,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def fresh_state() -> Iterator[None]:
     """Every test starts from the same random numbers and counts, and leaves torch as it was.
 
+    Convolutions use our kernels even where native torch is faster, which depends on the machine.
+
     One thread, since almost all tensors here are small: on a busy machine torch's pool would spend
     more time in waking its threads than in computing. Tests of large tensors ask for `threads`.
     """
     torch.manual_seed(20240229)
     fastdl.reset_hand_overs()
+    _C.always_use_conv_kernels(True)
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
     yield

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, func
 
 import fastdl
+from fastdl import _C
 from tests.compare import assert_same_bits, assert_same_metadata
 from tests.conv_calls import conv, tensors_of
 from tests.outcome import assert_same_outcome
@@ -133,6 +134,20 @@ def test_an_empty_batch_and_float64_are_native() -> None:
     assert len(reasons) == 2 and "no kernel for float64" in reasons
 
 
+@pytest.mark.cpu_only("the choice by the CPU's speed")
+def test_what_native_torch_computes_faster_is_handed_over_whole_or_by_direction() -> None:
+    _C.always_use_conv_kernels(False)
+    x, weight, _ = tensors_of((1, 3, 64, 1, 100, 100), 3, torch.float32, "channels_last")
+    fastdl.functional.conv2d(x, weight, padding=1)
+    assert fastdl.report().hand_overs == [("conv2d", "native torch is faster here", 1)]
+    results = []
+    for module in (fastdl.functional, torch.nn.functional):
+        leaves = [t.detach().requires_grad_() for t in (x, weight)]
+        output = module.conv2d(*leaves, padding=1)
+        results.append([output, *torch.autograd.grad(output.sin().sum(), leaves)])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["conv1d", "conv2d"])
 def test_modules_pad_as_torch_does(name: str) -> None:
     kind, x = name.replace("c", "C", 1), X if name == "conv2d" else X.flatten(2)
@@ -214,6 +229,7 @@ def test_compiled_functions_raise_torchs_errors() -> None:
 def test_native_torch_computes_where_memory_for_a_workspace_is_missing() -> None:
     code = """
 import resource, torch, fastdl
+fastdl._C.always_use_conv_kernels(True)
 torch.set_num_threads(1)
 x, weight = torch.randn(1, 512, 5, 5), torch.randn(1 << 14, 512, 3, 3)
 with torch.no_grad():

@@ -90,9 +90,9 @@ def test_a_weight_is_kept_once_and_only_without_a_gradient() -> None:
     with torch.inference_mode():
         module(X)
         assert _C.packed_weights()[0] == 1
-    module.requires_grad_(False)
-    module(X)
-    assert _C.packed_weights()[0] == 1
+    frozen = layer().requires_grad_(False)
+    frozen(X.clone().requires_grad_()).sum().backward()
+    assert _C.packed_weights()[0] == 2
 
 
 def test_weights_that_are_gone_are_dropped_and_their_addresses_count_for_nothing() -> None:

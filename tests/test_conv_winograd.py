@@ -16,11 +16,10 @@ from tests.compare import (
     assert_as_accurate_as_torch,
     assert_same_bits,
     assert_same_metadata,
-    check_function,
     unit_in_the_last_place,
     values_and_gradients,
 )
-from tests.conv_calls import conv, tensors_of
+from tests.conv_calls import check, conv, tensors_of
 from tests.tensors import REDUCED_DTYPES, dtype_name
 
 both_formats = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -96,7 +95,7 @@ def test_errors_of_inputs_far_from_zero_stay_within_the_bound(layout: str) -> No
 def test_16_bit_types_are_as_accurate_as_with_torch(dtype: torch.dtype, layout: str) -> None:
     for shape in SHAPES[2:]:
         if shape[5] > 1:
-            check_function(conv("conv2d", 1, 1), *tensors_of(shape, 3, dtype, layout), kernel=False)
+            check(conv("conv2d", 1, 1), *tensors_of(shape, 3, dtype, layout))
 
 
 @pytest.mark.usefixtures("threads")

@@ -77,7 +77,7 @@ struct ConvolutionFunction : torch::autograd::Function<ConvolutionFunction> {
                         int64_t groups, bool relu) {
     const at::AutoDispatchBelowADInplaceOrView below;
     Tensor output = call_convolution(input, weight, bias, residual, stride, padding, dilation,
-                                     groups, relu, /*keep_weight=*/false);
+                                     groups, relu, /*keep_weight=*/!weight.requires_grad());
     ctx->save_for_backward({input, weight, relu ? output : Tensor()});
     std::vector<int64_t> numbers = stride.vec();
     numbers.insert(numbers.end(), dilation.begin(), dilation.end());

@@ -17,13 +17,15 @@ namespace {
 using at::MemoryFormat;
 using at::Tensor;
 
-std::atomic<bool> allow_winograd{true};
+std::atomic<bool> allow_winograd{true}, always_kernels{false};
 
 DType dtype_of(const Tensor& x) { return *kernel_dtype(x.scalar_type()); }
 
 ConvPlan plan_on_cpu(const Tensor& like, const ConvShape& shape, ConvDirection direction) {
-  return plan_conv_cpu(shape, direction, dtype_of(like), allow_winograd.load(), num_threads(),
-                       cpu_isa());
+  auto algorithm =
+      choose_conv_algorithm(shape, direction, dtype_of(like), allow_winograd.load(), cpu_isa());
+  if (algorithm == ConvAlgorithm::kNative && always_kernels) algorithm = ConvAlgorithm::kDirect;
+  return plan_conv_algorithm(shape, direction, algorithm, num_threads(), cpu_isa());
 }
 
 // Memory for one call: a tensor would cost a microsecond more.
@@ -86,6 +88,7 @@ std::optional<PlanMemory> memory_of_plan(const Tensor& weight, const ConvShape& 
 }  // namespace
 
 bool set_allow_winograd(bool allow) { return allow_winograd.exchange(allow); }
+bool always_use_conv_kernels(bool always) { return always_kernels.exchange(always); }
 
 bool conv_has_kernel(const Tensor& like, const ConvShape& shape, ConvDirection direction) {
   if (!kernel_dtype(like.scalar_type()) || like.scalar_type() == at::kDouble) return false;

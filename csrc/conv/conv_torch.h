@@ -60,6 +60,9 @@ at::Tensor autocast_conv(const at::Tensor& tensor, c10::DeviceType device);
 
 // Whether kernels of Winograd may be chosen, in the whole process; returns what it was.
 bool set_allow_winograd(bool allow);
+// Whether kernels compute on the CPU where native torch is faster too, so that tests see them on
+// any machine; returns what it was.
+bool always_use_conv_kernels(bool always);
 
 // torch.nn.functional's convolutions in one or two dimensions, then a residual of the output's
 // shape added, then ReLU; nothing where native torch must compute.

@@ -251,6 +251,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("reset_hand_overs", fastdl::reset_hand_overs);
   module.def("set_strict", fastdl::set_strict);
   module.def("set_allow_winograd", fastdl::set_allow_winograd);
+  module.def("always_use_conv_kernels", fastdl::always_use_conv_kernels);
   module.def("packed_weights", fastdl::packed_weights);
   module.def("limit_packed_weights", fastdl::limit_packed_weights);
   module.def("why_cuda_device_not_covered", fastdl::why_cuda_device_not_covered);

@@ -86,9 +86,12 @@ def _compiled(
 
 
 def _native(dims: int, arguments: tuple[Any, ...]) -> Tensor:
-    """torch's function without the defaults at the end: its errors list what it was given."""
-    given = len(arguments)
-    while given > 2 and arguments[given - 1] is _DEFAULTS[given - 3]:
+    """torch's function without the defaults at the end: its errors list what it was given.
+
+    Modules, whose dilation is a tuple, give all.
+    """
+    given, dilation = len(arguments), arguments[5]
+    while given > 2 and isinstance(dilation, int) and arguments[given - 1] is _DEFAULTS[given - 3]:
         given -= 1
     function = native.conv1d if dims == 1 else native.conv2d
     output: Tensor = function(*arguments[:given])
