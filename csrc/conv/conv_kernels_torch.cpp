@@ -6,6 +6,7 @@
 #include <atomic>
 
 #include "common/parallel.h"
+#include "conv/conv_memory_torch.h"
 #include "conv/conv_torch.h"
 #include "conv/conv_weight_cache_torch.h"
 #include "torch/hand_over.h"
@@ -26,11 +27,6 @@ ConvPlan plan_on_cpu(const Tensor& like, const ConvShape& shape, ConvDirection d
       choose_conv_algorithm(shape, direction, dtype_of(like), allow_winograd.load(), cpu_isa());
   if (algorithm == ConvAlgorithm::kNative && always_kernels) algorithm = ConvAlgorithm::kDirect;
   return plan_conv_algorithm(shape, direction, algorithm, num_threads(), cpu_isa());
-}
-
-// Memory for one call: a tensor would cost a microsecond more.
-c10::DataPtr memory_for(size_t bytes) {
-  return bytes == 0 ? c10::DataPtr() : c10::GetAllocator(c10::kCPU)->allocate(bytes);
 }
 
 // What allocate() gives, or nothing where there is no memory for it.
@@ -65,7 +61,9 @@ PackedWeight packed_for(const Tensor& weight, const ConvShape& shape, ConvDirect
   if (keep) {
     if (PackedWeight found = find_packed(weight, args, plan.packed_weight_bytes)) return found;
   }
-  const auto packed = std::make_shared<c10::DataPtr>(memory_for(plan.packed_weight_bytes));
+  const auto packed = std::make_shared<c10::DataPtr>(
+      keep ? c10::GetAllocator(c10::kCPU)->allocate(plan.packed_weight_bytes)
+           : conv_memory(plan.packed_weight_bytes));
   args.packed_weight = packed->get();
   call_best_isa([&]<CpuIsa isa> { conv_pack_weight<isa>(args); });
   if (keep) keep_packed(weight, args, plan.packed_weight_bytes, packed);
@@ -80,7 +78,7 @@ struct PlanMemory {
 std::optional<PlanMemory> memory_of_plan(const Tensor& weight, const ConvShape& shape,
                                          ConvDirection direction, const ConvPlan& plan, bool keep) {
   return if_memory_allows([&] {
-    c10::DataPtr workspace = memory_for(plan.workspace_bytes);
+    c10::DataPtr workspace = conv_memory(plan.workspace_bytes);
     return PlanMemory{packed_for(weight, shape, direction, plan, keep), std::move(workspace)};
   });
 }
@@ -153,7 +151,7 @@ std::tuple<Tensor, Tensor> run_conv_backward_weight(const Tensor& grad_output, c
     return run_conv_backward_weight_cuda(grad_output, input, shape, wants_bias);
   }
   const ConvPlan plan = plan_on_cpu(input, shape, direction);
-  const auto workspace = if_memory_allows([&] { return memory_for(plan.workspace_bytes); });
+  const auto workspace = if_memory_allows([&] { return conv_memory(plan.workspace_bytes); });
   if (!workspace) return {};
   const MemoryFormat format = conv_format(shape);
   const Tensor dy = grad_output.contiguous(format), x = input.contiguous(format);

@@ -6,7 +6,7 @@
 
 #include "backends.h"
 #include "check.h"
-#include "common/cpu_isa.h"
+#include "instruction_sets.h"
 #include "tests.h"
 
 namespace fastdl::testing {
@@ -64,13 +64,8 @@ Backend backend_of() {
 }
 
 std::vector<Backend> instruction_sets() {
-  std::vector<Backend> all = {backend_of<CpuIsa::kDefault>()};
-#if defined(__x86_64__)
-  if (cpu_isa() >= CpuIsa::kAvx2) all.push_back(backend_of<CpuIsa::kAvx2>());
-#endif
-#if defined(FASTDL_WITH_AVX512)
-  if (cpu_isa() >= CpuIsa::kAvx512) all.push_back(backend_of<CpuIsa::kAvx512>());
-#endif
+  std::vector<Backend> all;
+  for_each_instruction_set([&]<CpuIsa isa> { all.push_back(backend_of<isa>()); });
   return all;
 }
 

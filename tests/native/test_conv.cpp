@@ -8,6 +8,7 @@
 #include "buffer.h"
 #include "check.h"
 #include "conv/conv.h"
+#include "instruction_sets.h"
 #include "tests.h"
 
 namespace fastdl::testing {
@@ -26,17 +27,6 @@ template <CpuIsa isa>
 Kernels kernels_of() {
   return {isa, conv_pack_weight<isa>, conv_forward<isa>, conv_backward_input<isa>,
           conv_backward_weight<isa>};
-}
-
-std::vector<Kernels> instruction_sets() {
-  std::vector<Kernels> all = {kernels_of<CpuIsa::kDefault>()};
-#if defined(__x86_64__)
-  if (cpu_isa() >= CpuIsa::kAvx2) all.push_back(kernels_of<CpuIsa::kAvx2>());
-#endif
-#if defined(FASTDL_WITH_AVX512)
-  if (cpu_isa() >= CpuIsa::kAvx512) all.push_back(kernels_of<CpuIsa::kAvx512>());
-#endif
-  return all;
 }
 
 // Element (image, channel, y, x) of the input or, with `output`, of the output.
@@ -255,7 +245,7 @@ void test_choice() {
 }  // namespace
 
 void test_conv() {
-  for (const Kernels& kernels : instruction_sets()) test_kernels(kernels);
+  for_each_instruction_set([]<CpuIsa isa> { test_kernels(kernels_of<isa>()); });
   test_choice();
 }
 
