@@ -115,7 +115,7 @@ struct ConvCudaPlan {
   ConvMath math = ConvMath::kIeee;
   int tile = 0;           // of kConvTiles in conv_cuda_plan.h
   int splits = 1;         // of the sum over n * h.output * w.output in backward_weight
-  int merged_groups = 1;  // that are computed as one
+  int merged_groups = 1;  // that backward_weight computes as one
   size_t workspace_bytes = 0;
 };
 

@@ -8,7 +8,6 @@
 // turned on the way to the registers. Floor, limits: as forward.
 #include "conv/conv_depthwise_cuda.h"
 #include "conv/conv_gemm_cuda.cuh"
-#include "conv/conv_groups_cuda.cuh"
 
 namespace fastdl {
 namespace {
@@ -67,14 +66,12 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kTile.blocks)
 
 }  // namespace
 
-Status conv_backward_input_cuda(const ConvBackwardInputArgs& given, const ConvCudaPlan& plan,
+Status conv_backward_input_cuda(const ConvBackwardInputArgs& args, const ConvCudaPlan& plan,
                                 const CudaTarget& target) {
   if (plan.kernel == ConvCudaKernel::kDepthwise) {
-    return depthwise_backward_input_cuda(given, target);
+    return depthwise_backward_input_cuda(args, target);
   }
-  ConvBackwardInputArgs args = given;
-  Status status = merge_groups(args, plan, target);
-  if (!status.ok()) return status;
+  Status status;
   const bool whole = has_whole_vectors(args.shape, args.dtype, args.grad_output, args.packed_weight,
                                        args.grad_input);
   dispatch_conv_kernel(args.dtype, plan, whole, [&]<class Kernel> {

@@ -43,7 +43,7 @@ constexpr int shared_bytes_of(int capability) {
 constexpr bool has_tile(int tile, DType dtype, ConvMath math) {
   if (dtype != DType::kFloat32) return tile != kFmaTile;
   if (math == ConvMath::kIeee) return tile == kUnevenTile || tile == kFmaTile;
-  return tile >= 1 && tile <= 3;
+  return tile >= 1 && tile <= 4;
 }
 
 constexpr int64_t conv_depth(DType dtype) {
@@ -101,8 +101,7 @@ inline int64_t bias_parts_of(const ConvShape& shape, int multiprocessors) {
 // a multiply-add takes; they are not measurements. A multiprocessor needs 8 warps to keep busy.
 inline double cost_of(const ConvProduct& product, int index, int64_t splits, int multiprocessors) {
   constexpr double kRates[] = {1.0, 0.85, 0.75, 0.5, 0.45, 1.0};
-  // Elements of the depth that filling and writing take, if no other block computes meanwhile:
-  // thrice
+  // Elements of the depth that filling and writing take; thrice, if no other block computes then
   const double start_and_end = kConvTiles[index].blocks > 1 ? 64 : 192;
   const ConvTile& tile = kConvTiles[index];
   const int64_t blocks = blocks_of(product, tile) * splits;
@@ -151,15 +150,18 @@ inline ConvCudaPlan depthwise_plan(const ConvShape& shape, ConvDirection directi
   return plan;
 }
 
-// Groups of fewer channels than a tile has columns are computed several at once, with zeros between
-// them: tiles would have as many idle columns otherwise. 0 if there is no such number.
-inline int merged_groups_of(const ConvShape& shape, int64_t vector) {
+// How many groups of few channels backward_weight computes at once, so that no tile is mostly idle;
+// of the results only those within a group are kept. 0 if no number makes vectors of the channels.
+// The other directions would need zeros between the groups, which infinities and NaN do not
+// respect.
+inline int merged_groups_of(const ConvShape& shape, ConvDirection direction, int64_t vector) {
   constexpr int64_t kColumns = 32, kMost = 64;
   const int64_t in = shape.in_channels / shape.groups, out = shape.out_channels / shape.groups;
   const int64_t narrow = std::min(in, out);
   if (shape.groups == 1 || narrow >= kColumns) return 1;
-  for (int64_t merged = 1; merged <= std::min(shape.groups, kMost); ++merged) {
-    const bool wide = narrow * merged >= kColumns || merged == shape.groups;
+  const bool merges = direction == ConvDirection::kBackwardWeight;
+  for (int64_t merged = 1; merged <= (merges ? std::min(shape.groups, kMost) : 1); ++merged) {
+    const bool wide = !merges || narrow * merged >= kColumns || merged == shape.groups;
     if (wide && shape.groups % merged == 0 && in * merged % vector == 0 &&
         out * merged % vector == 0) {
       return static_cast<int>(merged);
@@ -175,7 +177,7 @@ inline ConvCudaPlan plan_conv_cuda(ConvShape shape, ConvDirection direction, DTy
   const int64_t vector = dtype == DType::kFloat32 ? 4 : 8;
   if (dtype == DType::kFloat64 || !has_small_positions(shape)) return {};
   if (is_depthwise(shape)) return depthwise_plan(shape, direction, multiprocessors);
-  const int merged = merged_groups_of(shape, vector);
+  const int merged = merged_groups_of(shape, direction, vector);
   if (merged == 0) return {};
   shape.groups /= merged;
   if (!has_small_positions(shape)) return {};
@@ -205,13 +207,10 @@ inline ConvCudaPlan plan_conv_cuda(ConvShape shape, ConvDirection direction, DTy
                     .tile = best,
                     .splits = static_cast<int>(splits),
                     .merged_groups = merged};
-  const int64_t weights =
-      shape.out_channels * (shape.in_channels / shape.groups) * shape.h.kernel * shape.w.kernel;
   if (direction == ConvDirection::kBackwardWeight) {
+    const int64_t sums = splits * product.rows * product.cols * product.count;
     const int64_t bias_sums = bias_parts_of(shape, multiprocessors) * shape.out_channels;
-    plan.workspace_bytes = static_cast<size_t>(4 * (splits * weights + bias_sums));
-  } else if (merged > 1) {
-    plan.workspace_bytes = static_cast<size_t>(16 / vector * weights);
+    plan.workspace_bytes = static_cast<size_t>(4 * (sums + bias_sums));
   }
   return plan;
 }

@@ -164,6 +164,9 @@ __global__ void __launch_bounds__(kDepthwiseThreads, DepthwiseColumn<W, K, S>::k
   }
 }
 
+// Of a block's weights in shared memory, so that four blocks fit on every GPU
+constexpr int kWeightBytes = 24 * 1024;
+
 // Launches the kernel for its rows of taps. Blocks share a slice's weights over many pixels.
 template <class T, int W>
 Status launch_depthwise(DepthwiseArgs args, const CudaTarget& target) {
@@ -174,6 +177,11 @@ Status launch_depthwise(DepthwiseArgs args, const CudaTarget& target) {
     args.h.first_tap += (h.taps - 1) * args.h.tap_step;
     args.h.tap_step = -args.h.tap_step;
   }
+  const int weight_bytes = 4 * W * h.taps * args.w.gather.taps;  // of a thread's channels
+  while (W > 1 && args.slices.lanes > 1 && args.slices.lanes * weight_bytes > kWeightBytes) {
+    args.slices.lanes /= 2;
+    args.slices.count = (args.channels + args.slices.lanes * W - 1) / (args.slices.lanes * W);
+  }
   const auto start = [&]<int K, int S> {
     constexpr int kRows = DepthwiseColumn<W, K, S>::kRows;
     args.strips = (h.count + kRows - 1) / kRows;
@@ -181,8 +189,7 @@ Status launch_depthwise(DepthwiseArgs args, const CudaTarget& target) {
     const int64_t teams = kDepthwiseThreads / args.slices.lanes;
     const int64_t most = ceil_divide(16 * int64_t{target.multiprocessors}, args.slices.count);
     const int64_t blocks = std::min(ceil_divide(args.columns, teams), W == 1 ? kMaxBlocks : most);
-    const size_t shared =
-        W == 1 ? 0 : size_t{4} * h.taps * args.w.gather.taps * args.slices.lanes * W;
+    const size_t shared = W == 1 ? 0 : size_t{1} * args.slices.lanes * weight_bytes;
     return launch(depthwise_column_per_thread<T, W, K, S>,
                   {blocks * args.slices.count, kDepthwiseThreads, shared}, target, args);
   };

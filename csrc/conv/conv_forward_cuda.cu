@@ -10,7 +10,6 @@
 // without gaps: 7 * 7 * 3 = 147 takes 160.
 #include "conv/conv_depthwise_cuda.h"
 #include "conv/conv_gemm_cuda.cuh"
-#include "conv/conv_groups_cuda.cuh"
 
 namespace fastdl {
 namespace {
@@ -56,14 +55,12 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kTile.blocks)
 
 }  // namespace
 
-Status conv_forward_cuda(const ConvForwardArgs& given, const ConvCudaPlan& plan,
+Status conv_forward_cuda(const ConvForwardArgs& args, const ConvCudaPlan& plan,
                          const CudaTarget& target) {
   if (plan.kernel == ConvCudaKernel::kDepthwise) {
-    return depthwise_forward_cuda(given, target);
+    return depthwise_forward_cuda(args, target);
   }
-  ConvForwardArgs args = given;
-  Status status = merge_groups(args, plan, target);
-  if (!status.ok()) return status;
+  Status status;
   const bool whole = has_whole_vectors(args.shape, args.dtype, args.input, args.packed_weight,
                                        args.bias, args.residual, args.output);
   dispatch_conv_kernel(args.dtype, plan, whole, [&]<class Kernel> {

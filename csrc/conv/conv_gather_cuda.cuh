@@ -30,10 +30,10 @@ __device__ __forceinline__ void copy_gathered(T* tile, int pixel_stride, TapCurs
   }
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
-    const int down = cursor.row < h.taps ? cursor.row * h.step : kNowhere;
-    const int right = cursor.col * w.step;
+    const int row = cursor.row * h.step, right = cursor.col * w.step;
+    const int down = cursor.row < h.taps ? row : kNowhere;
     const int64_t offset =
-        static_cast<int64_t>(down * w.source + right) * pixel_stride + cursor.channel;
+        static_cast<int64_t>(row * w.source + right) * pixel_stride + cursor.channel;
 #pragma unroll
     for (int i = 0; i < Chunks::kCount; ++i) {
       const auto [y, x, address] = pixel_at(i);

@@ -69,10 +69,13 @@ void check_splits() {
 }
 
 void check_groups() {
-  const ConvCudaPlan narrow = plan_of(square(8, 128, 128, 56, 3, 1, 32));
-  check(narrow.merged_groups == 8 && narrow.workspace_bytes == 2 * 128 * 9 * 32,
-        "groups of 4 channels become groups of 32");
-  check(plan_of(square(8, 128, 128, 56, 3, 1, 2)).merged_groups == 1, "wide ones stay");
+  const ConvShape narrow = square(8, 128, 128, 56, 3, 1, 32);
+  check(plan_of(narrow, kBackwardWeight).merged_groups == 8,
+        "groups of 4 channels become one of 32");
+  check(plan_of(narrow).kernel == ConvCudaKernel::kNative, "which in forward would mix infinities");
+  check(plan_of(square(8, 128, 128, 56, 3, 1, 16)).tile == 4, "groups of 8 take narrow tiles");
+  check(plan_of(square(8, 128, 128, 56, 3, 1, 2), kBackwardWeight).merged_groups == 1,
+        "wide ones stay");
   check(plan_of(square(8, 15, 15, 56, 3, 1, 3)).kernel == ConvCudaKernel::kNative,
         "no number of groups of 5 is a multiple of 16 bytes");
   ConvShape depthwise = square(8, 96, 96, 56, 7, 1, 96);
