@@ -194,10 +194,10 @@ CASES = (
         parameter_shapes=((3, 3, 3, 3), (3,)),
     ),
     FunctionCase(
-        "conv2d_grouped",
-        lambda m, x, w: m.conv2d(x.flatten(0, -4), w / 8, None, 1, (2, 1), (2, 1), 2),
+        "conv2d_depthwise",
+        lambda m, x, w: m.conv2d(x.flatten(0, -4), w / 8, None, 1, (2, 1), (2, 1), 4),
         (2, 4, 5, COLS),
-        parameter_shapes=((4, 2, 3, 3),),
+        parameter_shapes=((4, 1, 3, 3),),
     ),
     FunctionCase("max_pool1d", lambda m, x: m.max_pool1d(x.flatten(0, -3), 3, 1, 1)),
     FunctionCase("max_pool2d", lambda m, x: m.max_pool2d(x, 3, 1, 1)),
