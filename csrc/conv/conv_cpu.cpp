@@ -1,5 +1,6 @@
 // The convolution kernels of one instruction set.
 #include "common/dispatch.h"
+#include "conv/conv_depthwise_weight_cpu.h"
 #include "conv/conv_direct_cpu.h"
 #include "conv/conv_pointwise_cpu.h"
 #include "conv/conv_winograd_cpu.h"
@@ -40,6 +41,7 @@ template <>
 void conv_pack_weight<kBuildIsa>(const ConvPackArgs& args) {
   dispatch_conv_dtype(args.dtype, [&]<class T> {
     args.algorithm == ConvAlgorithm::kWinograd    ? conv_detail::pack_winograd<T>(args)
+    : args.algorithm == ConvAlgorithm::kDepthwise ? conv_detail::depthwise_pack_weight<T>(args)
     : args.algorithm == ConvAlgorithm::kPointwise ? conv_detail::pack_rows<T>(args)
                                                   : conv_detail::pack_panels<T>(args);
   });
@@ -48,6 +50,7 @@ void conv_pack_weight<kBuildIsa>(const ConvPackArgs& args) {
 template <>
 void conv_forward<kBuildIsa>(const ConvForwardArgs& args, const ConvPlan& plan) {
   dispatch_conv_dtype(args.dtype, [&]<class T> {
+    if (plan.algorithm == ConvAlgorithm::kDepthwise) return conv_detail::depthwise_forward<T>(args);
     sum_dense<T>(
         conv_detail::plane_sum(args.shape, false), args.shape, plan, args.input, args.packed_weight,
         args.output, args.workspace,
@@ -58,6 +61,9 @@ void conv_forward<kBuildIsa>(const ConvForwardArgs& args, const ConvPlan& plan) 
 template <>
 void conv_backward_input<kBuildIsa>(const ConvBackwardInputArgs& args, const ConvPlan& plan) {
   dispatch_conv_dtype(args.dtype, [&]<class T> {
+    if (plan.algorithm == ConvAlgorithm::kDepthwise) {
+      return conv_detail::depthwise_backward_input<T>(args);
+    }
     sum_dense<T>(conv_detail::plane_sum(args.shape, true), args.shape, plan, args.grad_output,
                  args.packed_weight, args.grad_input, args.workspace, {nullptr, nullptr, false});
   });
@@ -65,6 +71,10 @@ void conv_backward_input<kBuildIsa>(const ConvBackwardInputArgs& args, const Con
 
 template <>
 void conv_backward_weight<kBuildIsa>(const ConvBackwardWeightArgs& args, const ConvPlan& plan) {
+  if (plan.algorithm == ConvAlgorithm::kDepthwise) {
+    return dispatch_conv_dtype(args.dtype,
+                               [&]<class T> { conv_detail::depthwise_backward_weight<T>(args); });
+  }
   const bool winograd = plan.algorithm == ConvAlgorithm::kWinograd;
   const int64_t floats = winograd
                              ? winograd_weight_sizes(args.shape, conv_detail::kLaneCount).floats()

@@ -91,6 +91,10 @@ ConvAlgorithm choose_conv_algorithm(const ConvShape& shape, ConvDirection direct
   if (dtype == DType::kFloat64 || isa == CpuIsa::kDefault) return ConvAlgorithm::kNative;
   const bool half = dtype != DType::kFloat32;
   if (half && isa == CpuIsa::kAvx512) return ConvAlgorithm::kNative;
+  if (depthwise_covers(shape, direction)) {
+    const bool pays = depthwise_pays(shape, direction, dtype);
+    return pays ? ConvAlgorithm::kDepthwise : ConvAlgorithm::kNative;
+  }
   const Direction d(shape, direction);
   if (allow_winograd && winograd_pays(shape, direction, d)) return ConvAlgorithm::kWinograd;
   if (isa == CpuIsa::kAvx512) return ConvAlgorithm::kNative;
