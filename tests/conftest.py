@@ -33,15 +33,13 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "cpu_only(what): skipped with any other --device")
     config.addinivalue_line("markers", "sanitizer_small: quick enough for every sanitizer of CUDA")
-    # Shortened products would hide the kernels' own errors, in the emulator too. Both, since parts
-    # of torch ask for the one setting that they have in common.
-    torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    # Shortened products would hide the kernels' own errors, in the emulator too.
+    torch.backends.cudnn.allow_tf32 = False
     device = config.getoption("--device")
     if device is None:
         return
-    if torch.device(device).type == "cuda":
-        if not torch.cuda.is_available():
-            pytest.exit("there is no GPU that torch can use: no test was run", returncode=0)
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        pytest.exit("there is no GPU that torch can use: no test was run", returncode=0)
     # Now, since some test files make tensors when they are imported.
     torch.set_default_device(device)
 
