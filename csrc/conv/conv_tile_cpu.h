@@ -81,7 +81,7 @@ inline void multiply_tile(const Terms& terms, const float* const* rows, const fl
   V sum[kRows][kVectors];
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < kVectors; ++j) {
-      sum[i][j] = kAdd ? V::loadu(out[i] + j * kLaneCount) : V(0.0f);
+      sum[i][j] = V(0.0f);
     }
   }
   for (int64_t t = 0; t < terms.taps; ++t) {
@@ -102,8 +102,12 @@ inline void multiply_tile(const Terms& terms, const float* const* rows, const fl
       column += terms.panel_step;
     }
   }
+  // Added to what is there only now: a sum of short sums loses less than one long sum.
   for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < kVectors; ++j) sum[i][j].store(out[i] + j * kLaneCount);
+    for (int j = 0; j < kVectors; ++j) {
+      float* to = out[i] + j * kLaneCount;
+      (kAdd ? V::loadu(to) + sum[i][j] : sum[i][j]).store(to);
+    }
   }
 }
 
