@@ -22,7 +22,8 @@ namespace {
 constexpr int64_t kFewChannels = 16;  // too few for their tiles to be filled
 constexpr double kSmallFlops = 10e6;  // native takes longer to begin
 constexpr double kTinyFlops = 3e6;
-constexpr int64_t kFewPixels = 128;                      // for a weight to be packed for
+constexpr int64_t kFewPixels = 1024;     // for a weight to be packed for
+constexpr int64_t kFewGradPixels = 512;  // for the sums of a weight's gradient to be laid out for
 constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;  // more is left to native
 
 // A Winograd tile costs as much as so many products, and packing a weight as so many more.
@@ -70,16 +71,17 @@ bool direct_pays(const ConvShape& shape, ConvDirection direction, const Directio
   const bool one_tap = is_1x1(shape.h) && is_1x1(shape.w);
   if (d.flops < kTinyFlops) return true;
   const int64_t output_pixels = shape.n * shape.h.output * shape.w.output;
-  if (output_pixels < kFewPixels) return false;
   switch (direction) {
     case ConvDirection::kForward:
-      if (d.from < kFewChannels) return false;
+      if (d.from < kFewChannels || output_pixels < kFewPixels) return false;
       return strided ? !shape.channels_last : d.flops < kSmallFlops;
     case ConvDirection::kBackwardInput:
-      if (d.to < kFewChannels) return false;
+      if (d.to < kFewChannels || output_pixels < kFewPixels) return false;
       return strided || d.flops < kSmallFlops;
     case ConvDirection::kBackwardWeight:
-      return !shape.channels_last || (!one_tap && d.from >= kFewChannels);
+      if (output_pixels < kFewGradPixels) return false;
+      return !shape.channels_last ||
+             (!one_tap && d.from >= (shape.groups > 1 ? 2 : 1) * kFewChannels);
   }
   return false;
 }
