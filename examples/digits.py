@@ -15,35 +15,24 @@ the noise of that number, and agree on the loss of the first epoch.
 from __future__ import annotations
 
 import argparse
-import copy
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
-from tqdm import tqdm
 
-import fastdl
+from examples.side_by_side import SEED, Images, draw, find_failures, summarize, train
 
-SEED = 0
-BATCH_SIZE = 32
-PEAK_LEARNING_RATE = 3e-3
 REQUIRED_ACCURACY = 0.95
 # 450 held-out digits at 98 %: one standard error is 0.7 points, and rounding alone makes two
 # trainings drift apart, so a difference below two standard errors means nothing.
 ACCURACY_NOISE = 0.014
 # Before rounding has had time to grow, both sides must follow the same path.
 FIRST_EPOCH_LOSS_TOLERANCE = 1e-3
-COLORS = {"torch": "#9aa5b1", "fastdl": "#1f6feb"}
 
 
 class SelfAttention(nn.Module):
@@ -99,133 +88,18 @@ class DigitsTransformer(nn.Module):
         return scores
 
 
-@dataclass
-class Digits:
+def load_images() -> Images:
     """The data set: pixels scaled to -1..1, and labels 0..9."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-
-    @classmethod
-    def load(cls) -> Digits:
-        data = load_digits()
-        split = train_test_split(
-            data.images, data.target, test_size=0.25, random_state=SEED, stratify=data.target
-        )
-        train_images, test_images, train_labels, test_labels = map(torch.from_numpy, split)
-
-        def scaled(images: Tensor) -> Tensor:
-            return (images.float() / 8 - 1).unsqueeze(1)
-
-        return cls(scaled(train_images), train_labels, scaled(test_images), test_labels)
-
-
-@dataclass
-class Side:
-    """One of the two trainings and what it has measured so far."""
-
-    name: str
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    losses: list[float] = field(default_factory=list)
-    accuracies: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def epoch_seconds(self) -> float:
-        """The median, so that a pause of the machine does not decide the comparison."""
-        return median(self.seconds)
-
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One training step; returns the loss."""
-        self.optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(self.model(images), labels)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
-
-    def train_epoch(self, digits: Digits, order: Tensor) -> None:
-        """Train on the images in this order, then classify the held-out ones (not timed)."""
-        batches = torch.split(order, BATCH_SIZE)
-        start = time.perf_counter()
-        losses = [
-            self.step(digits.train_images[batch], digits.train_labels[batch]) for batch in batches
-        ]
-        self.losses.append(torch.stack(losses).mean().item())
-        self.seconds.append(time.perf_counter() - start)
-        with torch.inference_mode():
-            predicted = self.model(digits.test_images).argmax(dim=1)
-        self.accuracies.append((predicted == digits.test_labels).float().mean().item())
-
-
-def make_sides() -> tuple[Side, Side]:
-    """The native training and its fastdl twin, from the same initial weights."""
-    torch.manual_seed(SEED)
-    model = DigitsTransformer()
-    twin = fastdl.convert(copy.deepcopy(model))
-    return (
-        Side("torch", model, torch.optim.AdamW(model.parameters())),
-        Side("fastdl", twin, fastdl.optim.AdamW(twin.parameters())),
+    data = load_digits()
+    split = train_test_split(
+        data.images, data.target, test_size=0.25, random_state=SEED, stratify=data.target
     )
+    train_images, test_images, train_labels, test_labels = map(torch.from_numpy, split)
 
+    def scaled(images: Tensor) -> Tensor:
+        return (images.float() / 8 - 1).unsqueeze(1)
 
-def train(native: Side, fast: Side, digits: Digits, epochs: int) -> None:
-    """Train both sides in turns, one epoch each, and print a line an epoch."""
-    schedules = {
-        side.name: OneCycleLR(side.optimizer, PEAK_LEARNING_RATE, total_steps=epochs + 1)
-        for side in (native, fast)
-    }
-    generator = torch.Generator().manual_seed(SEED)
-    print("      |       loss        | held-out accuracy | seconds an epoch")
-    print("epoch |    torch   fastdl |    torch   fastdl |   torch  fastdl", flush=True)
-    for epoch in tqdm(range(1, epochs + 1), desc="digits", unit="epoch", leave=False):
-        order = torch.randperm(len(digits.train_images), generator=generator)
-        for side in (native, fast) if epoch % 2 else (fast, native):  # neither always goes first
-            side.train_epoch(digits, order)
-            schedules[side.name].step()
-        tqdm.write(
-            f"{epoch:5} | {native.losses[-1]:8.4f} {fast.losses[-1]:8.4f} "
-            f"| {native.accuracies[-1]:8.2%} {fast.accuracies[-1]:8.2%} "
-            f"| {native.seconds[-1]:7.3f} {fast.seconds[-1]:7.3f}"
-        )
-
-
-def find_failures(native: Side, fast: Side) -> list[str]:
-    """What is wrong with the two trainings, in words; empty if nothing is."""
-    failures = [
-        f"{side.name} reaches only {side.accuracies[-1]:.2%}, not {REQUIRED_ACCURACY:.0%}"
-        for side in (native, fast)
-        if side.accuracies[-1] <= REQUIRED_ACCURACY
-    ]
-    difference = abs(native.accuracies[-1] - fast.accuracies[-1])
-    if difference > ACCURACY_NOISE:
-        failures.append(f"the accuracies differ by {difference:.2%}")
-    drift = abs(fast.losses[0] / native.losses[0] - 1)
-    if drift > FIRST_EPOCH_LOSS_TOLERANCE:
-        failures.append(f"the losses of the first epoch differ by {drift:.1%}")
-    return failures
-
-
-def save_picture(native: Side, fast: Side, path: Path) -> None:
-    """Loss curves of both sides, and the time of each."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss_axes, time_axes = figure.subplots(1, 2, width_ratios=(2, 1))
-    epochs = range(1, len(native.losses) + 1)
-    loss_axes.plot(epochs, native.losses, color=COLORS["torch"], linewidth=5, alpha=0.5)
-    loss_axes.plot(epochs, fast.losses, color=COLORS["fastdl"], linewidth=1.5)
-    loss_axes.legend(["torch", "fastdl"])
-    loss_axes.set(xlabel="epoch", ylabel="training loss", yscale="log", title="Digits: same loss")
-    loss_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    seconds = [side.epoch_seconds for side in (native, fast)]
-    bars = time_axes.bar(["torch", "fastdl"], seconds, color=list(COLORS.values()))
-    time_axes.bar_label(bars, fmt="%.3f s")
-    title = f"{seconds[0] / seconds[1]:.2f}x as fast"
-    time_axes.set(ylabel="median time of an epoch (s)", title=title)
-    time_axes.margins(y=0.1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    return Images(scaled(train_images), train_labels, scaled(test_images), test_labels)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -235,34 +109,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", type=Path, default=Path("digits.png"))
     arguments = parser.parse_args(argv)
 
-    digits = Digits.load()
-    warm_up = make_sides()  # the first steps of a process pay for thread pools and code loading
-    for side in warm_up:
-        side.train_epoch(digits, torch.arange(4 * BATCH_SIZE))
-    native, fast = make_sides()
-    train(native, fast, digits, arguments.epochs)
-
-    failures = find_failures(native, fast)
-    seconds = {side.name: sum(side.seconds) for side in (native, fast)}
-    speed_up = native.epoch_seconds / fast.epoch_seconds
-    for side in (native, fast):
-        print(
-            f"{side.name:>6}: {side.accuracies[-1]:.2%} of the held-out digits, "
-            f"{seconds[side.name]:.2f} s of training, median epoch {side.epoch_seconds:.3f} s"
-        )
-    print(f"speed-up {speed_up:.2f}x")
-    print("PASS" if not failures else "FAIL: " + "; ".join(failures))
-    save_picture(native, fast, arguments.output)
+    torch.manual_seed(SEED)
+    native, fast = train(DigitsTransformer(), load_images(), arguments.epochs, "digits")
+    failures = find_failures(
+        native, fast, REQUIRED_ACCURACY, ACCURACY_NOISE, FIRST_EPOCH_LOSS_TOLERANCE
+    )
+    result = summarize(native, fast, failures, "digits")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    draw(*figure.subplots(1, 2, width_ratios=(2, 1)), native, fast, "Digits: same loss")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.output, dpi=150)
     print(f"picture: {arguments.output}")
-    return {
-        "passed": not failures,
-        "failures": failures,
-        "speed_up": speed_up,
-        "seconds": seconds,
-        "epoch_seconds": {side.name: side.seconds for side in (native, fast)},
-        "losses": {side.name: side.losses for side in (native, fast)},
-        "accuracies": {side.name: side.accuracies for side in (native, fast)},
-    }
+    return result
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 import fastdl
 from benchmarks.disturbance import WAITING_SHARE, seconds_waited
 from benchmarks.harness import DEFAULT, FASTDL, Call, Case, Inputs, Prepare, Result, summarize
-from examples import digits
+from examples import digits, side_by_side
 
 
 def training_result() -> Result:
@@ -48,13 +48,13 @@ def prepare_step(fast: bool, fused: bool | None = None) -> Prepare:
 
     def prepare(inputs: Inputs) -> Call:
         images, labels = inputs
-        torch.manual_seed(digits.SEED)
+        torch.manual_seed(side_by_side.SEED)
         model: torch.nn.Module = digits.DigitsTransformer().to(images.device)
         if fast:
             model = fastdl.convert(model)
         adamw = fastdl.optim.AdamW if fast else torch.optim.AdamW
         settings: dict[str, Any] = {} if fused is None else {"fused": fused}
-        side = digits.Side("", model, adamw(model.parameters(), lr=1e-4, **settings))
+        side = side_by_side.Side("", model, adamw(model.parameters(), lr=1e-4, **settings))
         return lambda: side.step(images, labels)
 
     return prepare
@@ -82,13 +82,13 @@ def model_case(direction: str, candidates: dict[str, Prepare]) -> Case:
     """A batch of the size the example trains with."""
 
     def make_inputs(device: torch.device) -> Inputs:
-        data, batch = digits.Digits.load(), digits.BATCH_SIZE
+        data, batch = digits.load_images(), side_by_side.BATCH_SIZE
         return [data.train_images[:batch].to(device), data.train_labels[:batch].to(device)]
 
     return Case(
         op="digits",
         direction=direction,
-        shape=f"batch of {digits.BATCH_SIZE}",
+        shape=f"batch of {side_by_side.BATCH_SIZE}",
         dtype=torch.float32,
         group=f"models, {direction}",
         make_inputs=make_inputs,
