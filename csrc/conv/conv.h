@@ -90,9 +90,6 @@ ConvAlgorithm choose_conv_algorithm(const ConvShape& shape, ConvDirection direct
                                     bool allow_winograd, CpuIsa isa);
 ConvPlan plan_conv_algorithm(const ConvShape& shape, ConvDirection direction,
                              ConvAlgorithm algorithm, int64_t threads, CpuIsa isa);
-// Both.
-ConvPlan plan_conv_cpu(const ConvShape& shape, ConvDirection direction, DType dtype,
-                       bool allow_winograd, int64_t threads, CpuIsa isa);
 
 template <CpuIsa isa>
 void conv_pack_weight(const ConvPackArgs& args);

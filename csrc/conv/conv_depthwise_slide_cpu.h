@@ -16,6 +16,7 @@
 
 #include "common/vector_cpu.h"
 #include "conv/conv_depthwise_plan.h"
+#include "conv/conv_fetch_ahead_cpu.h"
 
 namespace fastdl {
 inline namespace CPU_CAPABILITY {
@@ -48,22 +49,6 @@ inline constexpr int64_t kWithinVector = 16;
 #else
 inline constexpr int64_t kWithinVector = 4;
 #endif
-
-// What is read next, fetched piece by piece while something else is computed, which leaves the
-// memory idle otherwise.
-struct FetchAhead {
-  const char* next = nullptr;
-  int64_t run = 0, stride = 0, runs = 0, at = 0;  // bytes of a run, and to the next; runs left
-
-  void lines(int64_t count) {
-    for (; count > 0 && runs > 0; --count) {
-      __builtin_prefetch(next + at, 0, 2);
-      at += 64;
-      if (at >= run) next += stride, at = 0, --runs;
-    }
-  }
-  int64_t lines_left() const { return runs * ((run + 63) / 64); }
-};
 
 struct Slide {
   const float* from;       // of the first result, at offset 0

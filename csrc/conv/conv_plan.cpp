@@ -1,18 +1,21 @@
 // Which kernel computes a convolution on the CPU, and what memory it takes.
 //
-// The choice rests on times against torch 2.13 (2 cores with AVX2, float32, weights packed each
-// call; above 1 is faster than native; NCHW / channels_last where they differ):
+// The choice rests on times against native torch 2.13: 2 cores with AVX2, float32, batch 8 where
+// not said, weights packed each call. Above 1 is faster than native; NCHW | channels_last.
 //
-//   3x3, 64 to 512 channels, batch 8    Winograd 1.7-2.9 / 1.3-2.7, weight 1.7-3.2; direct 0.8-1.0,
-//   weight 1.0-1.2 3x3 groups of 64, 32, 16 channels   Winograd 2.6, 2.1, 1.2-1.7 / 1.9, 1.4,
-//   0.9-1.1 3x3, 3 channels to 64; 64 to 3      Winograd 0.7 / 0.6; 2.5 / 1.4 1x1 in planes
-//   0.97-1.2, weight 0.95-1.4; channels_last 0.8-1.0 3x3 and 1x1, stride 2               direct 1.0
-//   / 0.96, input 1.2-1.5 / 1.0-1.1, weight 1.0-1.1 / 0.7-1.3 7x7, 3 channels, stride 2 direct 1.0,
-//   weight 1.2 / 0.9 results of some pixels only         the weight's packing decides: kPackedTerms
-//   bfloat16, float16                   4 to 35: native has no kernels for them on AVX2
+//   3x3, 64 to 512 channels, Winograd    1.7-2.9, its weight 1.7-3.2 | 1.3-2.7, 1.7-3.4
+//   the same, direct                     0.9-1.0, 1.0-1.1            | 0.8-0.9, 0.9-1.2
+//   groups of 64, 32, 16; Winograd       2.6, 2.1, 1.2-1.7           | 1.9, 1.4, 0.9-1.1
+//   3 channels to 64, 64 to 3; Winograd  0.7, 2.5                    | 0.6, 1.4
+//   1x1, in planes                       0.97-1.2, 0.95-1.4          | direct 0.8-1.0, 0.6-1.1
+//   stride 2, forward                    1.0                         | 0.96
+//   stride 2, input; weight              1.2-1.5; 1.0-1.1            | 1.0-1.1; 0.7-1.3
+//   stride 2, below kFewPixels           0.9, 0.8; 0.94              | 1.0, 0.8; 1.1
+//   7x7 of 3 channels, forward; weight   1.0; 1.2                    | 1.0; 0.9
+//   bfloat16, float16                    4-35 (native has no kernels for them on AVX2)
 //
-// With AVX-512 native has kernels for 16-bit types and none of ours but Winograd, which needs a
-// quarter of the products, has been measured; without AVX2 none at all.
+// With AVX-512 native has kernels for 16-bit types, and ours have not been measured: only Winograd,
+// which needs a quarter of the products, and depthwise are taken. Without AVX2 none are.
 #include "conv/conv_depthwise_plan.h"
 #include "conv/conv_weight.h"
 
@@ -24,7 +27,8 @@ constexpr double kSmallFlops = 10e6;  // native takes longer to begin
 constexpr double kTinyFlops = 3e6;
 constexpr int64_t kFewPixels = 1024;     // for a weight to be packed for
 constexpr int64_t kFewGradPixels = 512;  // for the sums of a weight's gradient to be laid out for
-constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;  // more is left to native
+constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;  // more is left to native,
+constexpr int64_t kScratchBytes = int64_t{16} << 20;     // and more scratch of a thread
 
 // A Winograd tile costs as much as so many products, and packing a weight as so many more.
 constexpr double kTileTerms = 36 * 1.35;
@@ -63,6 +67,24 @@ bool winograd_pays(const ConvShape& shape, ConvDirection direction, const Direct
       static_cast<double>(shape.n * conv_ceil_divide(d.h, 4) * conv_ceil_divide(d.w, 4));
   return 9.0 * static_cast<double>(d.pixels) >
          kTileTerms * tiles + (weight ? kPackedGradTerms : kPackedTerms);
+}
+
+// Bytes of a thread's scratch in a direct sum: the sources of a row of a block, which large
+// dilations and kernels let grow (conv_direct_cpu.h), or the part of a weight that is packed at a
+// time.
+int64_t direct_scratch_bytes(const ConvShape& shape, ConvDirection direction, int64_t lanes) {
+  const bool backward = direction == ConvDirection::kBackwardInput;
+  const auto reach = [&](const ConvAxis& axis, int64_t results) {
+    const int64_t span = (axis.kernel - 1) * axis.dilation + 1;
+    return backward ? (results + span) / axis.stride + 2 : (results - 1) * axis.stride + span;
+  };
+  const Direction d(shape, direction);
+  const int64_t sources = direction == ConvDirection::kBackwardWeight
+                              ? 0  // in the workspace
+                              : reach(shape.h, backward ? shape.h.stride : 1) *
+                                    reach(shape.w, std::min<int64_t>(d.w, 192)) * d.from;
+  const int64_t packed = 16 * shape.h.kernel * shape.w.kernel * 2 * lanes;
+  return std::max(sources, packed) * static_cast<int64_t>(sizeof(float));
 }
 
 // Whether a direct sum is at least as fast as native.
@@ -110,13 +132,6 @@ ConvAlgorithm choose_conv_algorithm(const ConvShape& shape, ConvDirection direct
   return ConvAlgorithm::kNative;
 }
 
-ConvPlan plan_conv_cpu(const ConvShape& shape, ConvDirection direction, DType dtype,
-                       bool allow_winograd, int64_t threads, CpuIsa isa) {
-  return plan_conv_algorithm(shape, direction,
-                             choose_conv_algorithm(shape, direction, dtype, allow_winograd, isa),
-                             threads, isa);
-}
-
 ConvPlan plan_conv_algorithm(const ConvShape& shape, ConvDirection direction,
                              ConvAlgorithm algorithm, int64_t threads, CpuIsa isa) {
   ConvPlan plan{algorithm, 0, 0};
@@ -130,6 +145,7 @@ ConvPlan plan_conv_algorithm(const ConvShape& shape, ConvDirection direction,
   const int64_t lanes = conv_lanes(isa);
   const auto whole = [&](int64_t floats) { return conv_ceil_divide(floats, lanes) * lanes; };
   const Direction d(shape, direction);
+  if (!winograd && direct_scratch_bytes(shape, direction, lanes) > kScratchBytes) return {};
   int64_t packed = 0, workspace = 0;  // floats
   if (direction == ConvDirection::kBackwardWeight) {
     workspace =

@@ -130,16 +130,16 @@ void pointwise_sum(const PlaneSum& sum, const T* from, const float* weight, T* t
         });
   };
   // The sources of a task from a channel on, of its first image.
-  const auto fetch = [&](int64_t task, int64_t channel, int64_t channels, int64_t rows) {
+  const auto sources_of = [&](int64_t task, int64_t channel) {
     const int64_t group = task / parts % sum.groups, block = task / parts / sum.groups;
     const int64_t image = block * line / pixels, pixel = block * line % pixels;
-    if (image >= sum.n) return Ahead();
+    if (image >= sum.n) return FetchAhead();
     const int64_t first = (image * sum.groups + group) * sum.from_channels + channel;
     const int64_t begin = pixel / sum.w.to * step_h * sum.w.from + pixel % sum.w.to * step_w;
     const int64_t length = std::min(line, pixels - pixel) * step_h * step_w;
-    return Ahead(from + first * plane + begin, std::min(channels, sum.from_channels - channel),
-                 length * sizeof(T), plane * sizeof(T),
-                 ceil_divide(rows, kTileRows) * ceil_divide(line, kPanelWidth));
+    return FetchAhead{reinterpret_cast<const char*>(from + first * plane + begin),
+                      length * int64_t{sizeof(T)}, plane * int64_t{sizeof(T)},
+                      std::min(chunk, sum.from_channels - channel)};
   };
   parallel_for(0, blocks * sum.groups * parts, 1, [&](int64_t begin, int64_t end) {
     auto* panels = static_cast<float*>(
@@ -147,9 +147,7 @@ void pointwise_sum(const PlaneSum& sum, const T* from, const float* weight, T* t
     float* results = panels + kPanelTerms * kLinePixels;
     const int64_t start = 0;
     int64_t in[kRowsAtOnce], out[kRowsAtOnce];
-    for (int64_t i = 0; i < kRowsAtOnce; ++i) {
-      out[i] = i * line;
-    }
+    for (int64_t i = 0; i < kRowsAtOnce; ++i) out[i] = i * line;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t part = task % parts, group = task / parts % sum.groups,
                     block = task / parts / sum.groups;
@@ -159,7 +157,9 @@ void pointwise_sum(const PlaneSum& sum, const T* from, const float* weight, T* t
       for (int64_t c = 0; c < sum.from_channels; c += chunk) {
         const int64_t channels = std::min(chunk, sum.from_channels - c);
         const bool more = c + chunk < sum.from_channels;
-        Ahead ahead = fetch(more ? task : task + 1, more ? c + chunk : 0, chunk, rows);
+        FetchAhead ahead = more ? sources_of(task, c + chunk) : sources_of(task + 1, 0);
+        const int64_t tiles = ceil_divide(rows, kTileRows) * ceil_divide(line, kPanelWidth);
+        const int64_t lines = ceil_divide(ahead.lines_left(), tiles);
         for (int64_t i = 0; i < kRowsAtOnce; ++i) in[i] = i * channels;
         load(block, count, group * sum.from_channels + c, channels, panels);
         for (int64_t r = 0; r < rows; r += kRowsAtOnce) {
@@ -167,7 +167,7 @@ void pointwise_sum(const PlaneSum& sum, const T* from, const float* weight, T* t
             const Terms terms{&start, 1, channels, 1, kPanelWidth, 0};
             multiply_rows(std::min(kRowsAtOnce, rows - r), count - p > kLaneCount ? 2 : 1, c > 0,
                           terms, group_weight + c * sum.to_channels + (row + r) * channels, in,
-                          panels + p * channels, results + r * line + p, out, &ahead);
+                          panels + p * channels, results + r * line + p, out, &ahead, lines);
           }
         }
       }

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "common/vector_cpu.h"
+#include "conv/conv_fetch_ahead_cpu.h"
 
 namespace fastdl {
 inline namespace CPU_CAPABILITY {
@@ -41,37 +42,6 @@ struct Terms {
   const int64_t* tap_offsets;
   int64_t taps, depth, row_step;
   int64_t panel_step, panel_tap_step;
-};
-
-// Memory that will be read next: rows of some cache lines, fetched into L2 a few lines a tile.
-// Without it the reads wait for memory while nothing is computed: a fifth of a 1x1 convolution of
-// 256 channels.
-class Ahead {
- public:
-  Ahead() = default;
-  // `tiles` tiles will call fetch() before the rows are read.
-  Ahead(const void* data, int64_t rows, int64_t row_bytes, int64_t stride_bytes, int64_t tiles)
-      : data_(static_cast<const char*>(data)),
-        rows_(rows),
-        lines_(ceil_divide(row_bytes, kLineBytes) + 1),
-        stride_(stride_bytes),
-        by_tile_(ceil_divide(rows * lines_, std::max<int64_t>(1, tiles))) {}
-
-  void fetch() {
-    for (int64_t i = 0; i < by_tile_ && rows_ > 0; ++i) {
-      __builtin_prefetch(data_ + line_ * kLineBytes, 0, 2);
-      if (++line_ == lines_) {
-        line_ = 0;
-        data_ += stride_;
-        --rows_;
-      }
-    }
-  }
-
- private:
-  static constexpr int64_t kLineBytes = 64;
-  const char* data_ = nullptr;
-  int64_t rows_ = 0, lines_ = 0, stride_ = 0, by_tile_ = 0, line_ = 0;
 };
 
 template <int kRows, int kVectors, bool kAdd>
@@ -122,11 +92,12 @@ inline void multiply_some_rows(int64_t count, const Terms& terms, const float* c
 }
 
 // `count` rows: row i is from + in_offsets[i], its sums go to out + out_offsets[i] or are added
-// there. `vectors` (1 or 2) is the width of the panel. Tiles are of equal height where they can be.
+// there. `vectors` (1 or 2) is the width of the panel. Tiles are of equal height where they can be;
+// with each, `lines` lines of `ahead` are fetched.
 template <int kVectors, bool kAdd>
 inline void multiply_rows(int64_t count, const Terms& terms, const float* from,
                           const int64_t* in_offsets, const float* panel, float* to,
-                          const int64_t* out_offsets, Ahead* ahead) {
+                          const int64_t* out_offsets, FetchAhead* ahead, int64_t lines) {
   const int64_t tiles = ceil_divide(count, kTileRows);
   for (int64_t tile = 0, i = 0; tile < tiles; ++tile) {
     const int64_t height = (count - i + tiles - tile - 1) / (tiles - tile);
@@ -136,7 +107,7 @@ inline void multiply_rows(int64_t count, const Terms& terms, const float* from,
       rows[k] = from + in_offsets[i + k];
       out[k] = to + out_offsets[i + k];
     }
-    if (ahead != nullptr) ahead->fetch();
+    if (ahead != nullptr) ahead->lines(lines);
     multiply_some_rows<kVectors, kAdd>(height, terms, rows, panel, out);
     i += height;
   }
@@ -144,9 +115,11 @@ inline void multiply_rows(int64_t count, const Terms& terms, const float* from,
 
 inline void multiply_rows(int64_t count, int vectors, bool add, const Terms& terms,
                           const float* from, const int64_t* in_offsets, const float* panel,
-                          float* to, const int64_t* out_offsets, Ahead* ahead = nullptr) {
+                          float* to, const int64_t* out_offsets, FetchAhead* ahead = nullptr,
+                          int64_t lines = 0) {
   const auto run = [&]<int kVectors, bool kAdd> {
-    multiply_rows<kVectors, kAdd>(count, terms, from, in_offsets, panel, to, out_offsets, ahead);
+    multiply_rows<kVectors, kAdd>(count, terms, from, in_offsets, panel, to, out_offsets, ahead,
+                                  lines);
   };
   if (vectors == 1) {
     add ? run.operator()<1, true>() : run.operator()<1, false>();
