@@ -11,9 +11,9 @@
 #include <cstring>
 
 #include "activation/activation.h"
-#include "activation/bounded_math_cpu.h"
 #include "activation/four_vectors_cpu.h"
 #include "activation/relu_bits_cpu.h"
+#include "common/bounded_math_cpu.h"
 #include "common/dispatch.h"
 #include "common/loops_cpu.h"
 #include "common/parallel.h"

@@ -3,7 +3,7 @@
 // two such chains) has the next vectors' to do meanwhile only if they stand between.
 #pragma once
 
-#include "activation/bounded_math_cpu.h"
+#include "common/bounded_math_cpu.h"
 #include "common/loops_cpu.h"
 
 namespace fastdl {

@@ -14,9 +14,9 @@
 
 #include <array>
 
+#include "common/fetch_ahead_cpu.h"
 #include "common/vector_cpu.h"
 #include "conv/conv_depthwise_plan.h"
-#include "conv/conv_fetch_ahead_cpu.h"
 
 namespace fastdl {
 inline namespace CPU_CAPABILITY {

@@ -3,9 +3,10 @@
 // A task is a block of result pixels and some panels of their channels. Its source window is laid
 // out once as [row][col][channel] with its padding (channels_last float32 without padding is read
 // where it lies), so that the terms of an output pixel and tap are contiguous and the product of
-// conv_tile_cpu.h reads them in place: taps are offsets, strides are distances of rows. Sums run in
-// chunks of kPanelTerms terms, whose panel stays in L1 while all pixels of the block pass; they are
-// kept in a block of float32 that stays in L2, and leave through store_pixels with the epilogue.
+// product_tile_cpu.h reads them in place: taps are offsets, strides are distances of rows. Sums run
+// in chunks of kPanelTerms terms, whose panel stays in L1 while all pixels of the block pass; they
+// are kept in a block of float32 that stays in L2, and leave through store_pixels with the
+// epilogue.
 //
 // Reads the source window of each block, the weight once a block, and writes the results once.
 // Limit: the FMA rate, 2 * results * terms flops.

@@ -4,7 +4,7 @@
 //
 // where pixels of all images count as one line. A task is a block of 96 of them: of its sources,
 // kPanelTerms channels at a time are copied to panels of neighbouring pixels, which the product of
-// conv_tile_cpu.h reads from L1 while the rows of the weight pass. Sums are kept in a block of
+// product_tile_cpu.h reads from L1 while the rows of the weight pass. Sums are kept in a block of
 // float32 and leave row by row with the epilogue.
 //
 // Reads the sources once for each kRowsOfTask rows, writes results once. Limit: the FMA rate.

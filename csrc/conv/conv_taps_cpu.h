@@ -9,8 +9,8 @@
 
 #include <vector>
 
+#include "common/product_tile_cpu.h"
 #include "conv/conv.h"
-#include "conv/conv_tile_cpu.h"
 #include "conv/conv_winograd.h"
 
 namespace fastdl {

@@ -5,7 +5,7 @@
 //
 // For one band of output rows at a time, grad_output is laid out in panels [panel][pixel][column]
 // and the input with its padding, in its own layout (float32 without padding is read where it
-// lies); then the threads share the rows of the product of conv_tile_cpu.h, whose terms are the
+// lies); then the threads share the rows of the product of product_tile_cpu.h, whose terms are the
 // pixels. A row (tap, in_channel) is an offset into the input, the pixels follow in steps of the
 // stride. One sum for all threads: the result does not depend on their number, and needs no
 // reduction.

@@ -2,7 +2,7 @@
 // which is the same with other weights. Tiles of 4x4 results are taken in chunks:
 //
 //   1. V[product][tile][channel] = B^T d B of each 6x6 patch of the source
-//   2. M[product][tile][column]  = V[product] U[product]: 36 matrix products, conv_tile_cpu.h
+//   2. M[product][tile][column]  = V[product] U[product]: 36 matrix products, product_tile_cpu.h
 //   3. results                   = A^T M A, through store_pixels with the epilogue
 //
 // U = G g G^T is the packed weight, [product][panel][channel][column]. Where U fits the cache, a

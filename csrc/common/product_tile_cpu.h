@@ -1,5 +1,5 @@
-// The matrix product of all dense convolutions: a tile of kTileRows rows by one or two vectors of
-// columns, held in registers while it sums over the terms.
+// The matrix product of convolution and attention: a tile of kTileRows rows by one or two vectors
+// of columns, held in registers while it sums over the terms.
 //
 //   out[i][j] (+)= sum over t, d of rows[i][taps[t] + d * row_step] * panel[t][d][j]
 //
@@ -13,12 +13,11 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/fetch_ahead_cpu.h"
 #include "common/vector_cpu.h"
-#include "conv/conv_fetch_ahead_cpu.h"
 
 namespace fastdl {
 inline namespace CPU_CAPABILITY {
-namespace conv_detail {
 
 inline constexpr int64_t kLaneCount = kWidth<float>;
 inline constexpr int64_t kPanelWidth = 2 * kLaneCount;
@@ -128,6 +127,5 @@ inline void multiply_rows(int64_t count, int vectors, bool add, const Terms& ter
   }
 }
 
-}  // namespace conv_detail
 }  // namespace CPU_CAPABILITY
 }  // namespace fastdl

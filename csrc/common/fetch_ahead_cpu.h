@@ -8,7 +8,6 @@
 
 namespace fastdl {
 inline namespace CPU_CAPABILITY {
-namespace conv_detail {
 
 struct FetchAhead {
   const char* next = nullptr;
@@ -27,6 +26,5 @@ struct FetchAhead {
   static constexpr int64_t kLineBytes = 64;
 };
 
-}  // namespace conv_detail
 }  // namespace CPU_CAPABILITY
 }  // namespace fastdl
