@@ -10,7 +10,7 @@ from fastdl import _build_info
 _build_info.check_torch(torch.__version__, torch.version.cuda)
 
 # ruff: noqa: E402  (a torch that does not fit is to be named before _C fails to load)
-from fastdl import functional, nn, optim
+from fastdl import functional, masks, nn, optim
 from fastdl._C import cpu_isa
 from fastdl.convert import convert, report, reset_hand_overs, revert, strict
 from fastdl.memory import keep_memory
@@ -25,6 +25,7 @@ __all__ = [
     "cpu_isa",
     "functional",
     "keep_memory",
+    "masks",
     "nn",
     "optim",
     "report",
