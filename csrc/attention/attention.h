@@ -101,7 +101,7 @@ struct AttentionForwardArgs {
   float scale;
   DType dtype;      // float32, bfloat16, float16
   bool allow_tf32;  // of products of float32 on CUDA
-  void* workspace;  // attention_forward_workspace_{cpu,cuda} bytes, multiple of 64
+  void* workspace;  // attention_forward_workspace() or _cuda() bytes, aligned to 64
 };
 
 // Gradients that are not wanted are nullptr.
@@ -119,7 +119,7 @@ struct AttentionBackwardArgs {
   float scale;
   DType dtype;
   bool allow_tf32;
-  void* workspace;  // attention_backward_workspace_{cpu,cuda} bytes, multiple of 64
+  void* workspace;  // attention_backward_workspace() or _cuda() bytes, aligned to 64
 };
 
 // tiles[b][h][i / kMaskRows][j / kMaskCols] of a mask, contiguous; a size is 1 where the mask is
@@ -138,8 +138,10 @@ struct AttentionKeptArgs {
   float* kept;  // contiguous
 };
 
-size_t attention_forward_workspace_cpu(const AttentionForwardArgs& args);
-size_t attention_backward_workspace_cpu(const AttentionBackwardArgs& args);
+template <CpuIsa isa>
+size_t attention_forward_workspace(const AttentionForwardArgs& args);
+template <CpuIsa isa>
+size_t attention_backward_workspace(const AttentionBackwardArgs& args);
 
 template <CpuIsa isa>
 void attention_forward(const AttentionForwardArgs& args);

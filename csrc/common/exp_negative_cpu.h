@@ -78,5 +78,27 @@ inline V exp_negative(V x) {
   return one[0];
 }
 
+// x = 2^x within about 1 ulp for x <= 0, float, otherwise as exp_negative: no rounding error of a
+// factor to make up for, and one product less.
+template <int N>
+inline void exp2_negative(Vec<float> (&x)[N]) {
+  using V = Vec<float>;
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  constexpr float shifter = 0x1.8p23f + 127;
+  V biased[N], p[N];
+  for (int k = 0; k < N; ++k) x[k] = at::vec::clamp_min(x[k], V(-127.0f));
+  for (int k = 0; k < N; ++k) biased[k] = x[k] + V(shifter);
+  for (int k = 0; k < N; ++k) x[k] = x[k] - (biased[k] - V(shifter));
+  for (int k = 0; k < N; ++k) p[k] = V(0.000153209926f);
+  for (const float coefficient :
+       {0.00133902744f, 0.00961852789f, 0.0555036206f, 0.240226475f, 0.693147181f, 1.0f}) {
+    for (int k = 0; k < N; ++k) p[k] = at::vec::fmadd(p[k], x[k], V(coefficient));
+  }
+  for (int k = 0; k < N; ++k) x[k] = p[k] * shift_bits<23>(biased[k]);
+#else
+  for (int k = 0; k < N; ++k) x[k] = exp(x[k] * V(0.693147181f));
+#endif
+}
+
 }  // namespace CPU_CAPABILITY
 }  // namespace fastdl
