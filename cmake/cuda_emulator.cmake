@@ -67,6 +67,7 @@ add_executable(fastdl_emulated_kernel_tests EXCLUDE_FROM_ALL
   ${cuda_emulator}/kernels_main.cpp
   ${cuda_emulator}/test_conv_kernels.cpp
   tests/native/test_activation.cpp
+  tests/native/test_attention.cpp
   tests/native/test_batch_norm.cpp
   tests/native/test_cross_entropy.cpp
   tests/native/test_dropout_add_layer_norm.cpp

@@ -88,6 +88,13 @@ __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* 
                : "memory");
 }
 
+// Transposes an 8 x 8 matrix of 16-bit elements that lies in the lanes as ldmatrix leaves it.
+__device__ __forceinline__ uint32_t movmatrix_trans(uint32_t word) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(word));
+  return transposed;
+}
+
 // d (16 x 8) += a (16 x 16, rows) b (16 x 8, columns), in float. With g = lane / 4, t = lane % 4:
 //   a: rows g, g + 8 of columns 2t, 2t + 1, then the same rows of columns 2t + 8, 2t + 9
 //   b: rows 2t, 2t + 1, then 2t + 8, 2t + 9 of column g

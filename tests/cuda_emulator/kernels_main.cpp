@@ -150,6 +150,14 @@ Backend emulated(int multiprocessors) {
       [](MaxPoolIndicesArgs args) { expect(max_pool_indices_cuda(args, target())); },
       [](AveragePoolArgs args) { expect(average_pool_forward_cuda(args, target())); },
       [](AveragePoolArgs args) { expect(average_pool_backward_cuda(args, target())); },
+      [](AttentionForwardArgs args) {
+        const Scratch workspace(attention_forward_workspace_cuda(args, target()));
+        args.workspace = workspace.get();
+        expect(attention_forward_cuda(args, target()));
+      },
+      nullptr,
+      [](AttentionMaskTilesArgs args) { expect(attention_mask_tiles_cuda(args, target())); },
+      [](AttentionKeptArgs args) { expect(attention_kept_cuda(args, target())); },
       [] { emulator::set_device({processors, capability}); }};
 }
 
@@ -183,6 +191,7 @@ int main() {
   test_cross_entropy();
   test_pool();
   test_conv_kernels();
+  test_attention();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

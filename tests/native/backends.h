@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "activation/activation.h"
+#include "attention/attention.h"
 #include "batch_norm/batch_norm.h"
 #include "cross_entropy/cross_entropy.h"
 #include "dropout/dropout.h"
@@ -60,6 +61,10 @@ struct Backend {
   void (*max_pool_indices)(MaxPoolIndicesArgs);
   void (*average_pool_forward)(AveragePoolArgs);
   void (*average_pool_backward)(AveragePoolArgs);
+  void (*attention_forward)(AttentionForwardArgs);
+  void (*attention_backward)(AttentionBackwardArgs);
+  void (*attention_mask_tiles)(AttentionMaskTilesArgs);
+  void (*attention_kept)(AttentionKeptArgs);
   void (*select)();  // makes it the one that the functions run on
 };
 

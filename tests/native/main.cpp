@@ -60,6 +60,10 @@ Backend backend_of() {
           [](MaxPoolIndicesArgs args) { max_pool_indices<isa>(args); },
           [](AveragePoolArgs args) { average_pool_forward<isa>(args); },
           [](AveragePoolArgs args) { average_pool_backward<isa>(args); },
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
           [] {}};
 }
 
@@ -103,6 +107,7 @@ int main() {
   test_cross_entropy();
   test_pool();
   test_conv();
+  test_attention();
   std::printf("%ld passed, %ld failed\n", tally().passed, tally().failed);
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }

@@ -19,6 +19,7 @@ void test_group_norm();
 void test_cross_entropy();
 void test_pool();
 void test_conv();
+void test_attention();
 void test_conv_kernels();  // of CUDA, in the emulator alone
 void test_parallel();
 void test_row_plan();

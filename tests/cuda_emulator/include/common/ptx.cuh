@@ -40,6 +40,14 @@ __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* 
   emulator::load_matrices(r, 2, true, shared);
 }
 
+__device__ __forceinline__ uint32_t movmatrix_trans(uint32_t word) {
+  // Elements 2t and 2t + 1 of row g are those of rows 2t and 2t + 1 in column g.
+  const int lane = lane_id(), column = lane / 4, row = lane % 4 * 2;
+  const uint32_t first = __shfl_sync(0xffffffffu, word, row * 4 + column / 2);
+  const uint32_t second = __shfl_sync(0xffffffffu, word, row * 4 + 4 + column / 2);
+  return column % 2 == 0 ? (first & 0xffff) | second << 16 : first >> 16 | (second & 0xffff0000);
+}
+
 __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4],
                                                   const uint32_t (&b)[2]) {
   emulator::multiply_matrices(emulator::MatrixType::kBFloat16, d, a, b);
