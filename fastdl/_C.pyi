@@ -204,6 +204,33 @@ def batch_norm_relu(
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor | None: ...
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor | None: ...
+def masked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lowest: int | None,
+    highest: int | None,
+    begin: Tensor | None,
+    end: Tensor | None,
+    allowed: Tensor | None,
+    bias: Tensor | None,
+    slopes: Tensor | None,
+    slope_offset: int,
+    soft_cap: float,
+    dropout_p: float,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor | None: ...
 def conv1d(
     input: Tensor,
     weight: Tensor,

@@ -1,6 +1,7 @@
 """Index of functions, with the names and signatures of ``torch.nn.functional``."""
 
 from fastdl.ops.activation import elu, gelu, leaky_relu, relu, sigmoid, silu, tanh
+from fastdl.ops.attention import scaled_dot_product_attention
 from fastdl.ops.batch_norm import batch_norm, batch_norm_relu
 from fastdl.ops.conv import conv1d, conv2d
 from fastdl.ops.conv_fused import conv1d_add, conv1d_relu, conv2d_add, conv2d_relu
@@ -18,6 +19,7 @@ from fastdl.ops.embedding import embedding
 from fastdl.ops.group_norm import group_norm
 from fastdl.ops.layer_norm import layer_norm, rms_norm
 from fastdl.ops.linear_cross_entropy import linear_cross_entropy
+from fastdl.ops.multi_head_attention import multi_head_attention_forward
 from fastdl.ops.pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -29,6 +31,7 @@ from fastdl.ops.pool import (
     max_pool2d,
 )
 from fastdl.ops.softmax import log_softmax, softmax, softmin
+from fastdl.ops.varlen_attention import varlen_attn
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -62,13 +65,16 @@ __all__ = [
     "max_pool1d",
     "max_pool2d",
     "mse_loss",
+    "multi_head_attention_forward",
     "nll_loss",
     "relu",
     "rms_norm",
+    "scaled_dot_product_attention",
     "sigmoid",
     "silu",
     "smooth_l1_loss",
     "softmax",
     "softmin",
     "tanh",
+    "varlen_attn",
 ]

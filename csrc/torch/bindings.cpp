@@ -8,6 +8,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "activation/activation_torch.h"
+#include "attention/attention_torch.h"
 #include "batch_norm/batch_norm_torch.h"
 #include "common/cpu_isa.h"
 #include "common/device_cuda.h"
@@ -231,6 +232,8 @@ PYBIND11_MODULE(_C, module) {
   bind_op(module, "batch_norm", fastdl::batch_norm);
   bind_op(module, "batch_norm_relu", fastdl::batch_norm_relu);
   bind_op(module, "group_norm", fastdl::group_norm);
+  bind_op(module, "attention", fastdl::attention);
+  bind_op(module, "masked_attention", fastdl::masked_attention);
   bind_op(module, "conv1d", fastdl::conv<1>);
   bind_op(module, "conv2d", fastdl::conv<2>);
   bind_op(module, "max_pool1d", fastdl::max_pool<1>);
