@@ -17,7 +17,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from fastdl.ops import mask_values as values
 from fastdl.ops.mask import Alibi, Mask, MaskParts
@@ -110,7 +109,7 @@ def key_padding(keys: Tensor | Sequence[int], *, left: bool = False) -> Mask:
                 "key_padding expects lengths of shape (B), or without left=True booleans of shape "
                 f"(B, S), got booleans of shape {tuple(keys.shape)} and left={left}"
             )
-        spans = None if is_compiling() else values.spans(keys)
+        spans = values.spans(keys)
         return dense(keys[:, None, None]) if spans is None else Mask(partial(_spans, keys, *spans))
     lengths, longest = values.as_lengths(keys, "key_padding")
     return Mask(partial(_lengths, lengths, longest, left, "key_padding"))
@@ -168,10 +167,10 @@ def document(
 
 
 def _document_cu_seqlens(cu_seqlens: Tensor, key_cu_seqlens: Tensor | None) -> Mask:
-    values.check_cu_seqlens(cu_seqlens, "cu_seqlens")
+    values.check_cu_seqlens(cu_seqlens, "document expects cu_seqlens")
     if key_cu_seqlens is None:
         key_cu_seqlens = cu_seqlens
-    values.check_cu_seqlens(key_cu_seqlens, "key_cu_seqlens")
+    values.check_cu_seqlens(key_cu_seqlens, "document expects key_cu_seqlens")
     if len(key_cu_seqlens) != len(cu_seqlens):
         raise ValueError(
             f"document expects cu_seqlens and key_cu_seqlens of one length, got {len(cu_seqlens)} "
@@ -181,8 +180,8 @@ def _document_cu_seqlens(cu_seqlens: Tensor, key_cu_seqlens: Tensor | None) -> M
 
 
 def _packed(cu_seqlens: Tensor, key_cu_seqlens: Tensor, sizes: Sizes) -> Pairs:
-    values.check_total(cu_seqlens, sizes.queries, "cu_seqlens", "queries")
-    values.check_total(key_cu_seqlens, sizes.keys, "key_cu_seqlens", "keys")
+    values.check_total(cu_seqlens, sizes.queries, "document expects cu_seqlens", "queries")
+    values.check_total(key_cu_seqlens, sizes.keys, "document expects key_cu_seqlens", "keys")
     own = values.documents(cu_seqlens.to(sizes.device), sizes.queries).view(1, 1, -1)
     of_keys = key_cu_seqlens.to(sizes.device)
     return interval_pairs(of_keys[own], of_keys[own + 1], sizes)
@@ -194,12 +193,12 @@ def _document_ids(ids: Tensor, key_ids: Tensor | None) -> Mask:
             values.check_integers(tensor, f"document expects {name} of shape (L) or (B, L)", (1, 2))
     own = ids[None] if ids.dim() == 1 else ids
     if key_ids is None:
-        of_keys, intervals = own, not is_compiling() and values.are_contiguous(own)
+        of_keys, intervals = own, values.are_contiguous(own)
         if intervals:
             own = of_keys = values.runs(own)
     else:
         of_keys = key_ids[None] if key_ids.dim() == 1 else key_ids
-        intervals = not is_compiling() and all(map(values.are_sorted, (own, of_keys)))
+        intervals = all(map(values.are_sorted, (own, of_keys)))
     return Mask(partial(_same_id, own, of_keys, intervals))
 
 

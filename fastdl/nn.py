@@ -11,6 +11,7 @@ from fastdl.ops.elementwise_loss import BCEWithLogitsLoss, HuberLoss, L1Loss, MS
 from fastdl.ops.embedding import Embedding
 from fastdl.ops.group_norm import GroupNorm
 from fastdl.ops.layer_norm import LayerNorm, RMSNorm
+from fastdl.ops.multi_head_attention import MultiheadAttention
 from fastdl.ops.pool import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -51,6 +52,7 @@ __all__ = [
     "MSELoss",
     "MaxPool1d",
     "MaxPool2d",
+    "MultiheadAttention",
     "NLLLoss",
     "RMSNorm",
     "ReLU",

@@ -9,6 +9,7 @@ from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
 from torch.compiler import is_compiling
 
 from fastdl.ops.mask_regions import Sizes
@@ -24,9 +25,20 @@ def check_integers(tensor: Tensor, expects: str, dims: Container[int]) -> None:
         )
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it has values that Python may look at: not while traced, mapped or faked."""
+    return (
+        type(tensor) is Tensor
+        and not is_compiling()
+        and tensor.device.type != "meta"
+        and _len_torch_dispatch_stack() == 0
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
 def can_look(tensor: Tensor) -> bool:
-    """Whether its values can be read without waiting, and are there at all."""
-    return type(tensor) is Tensor and tensor.device.type == "cpu" and not is_compiling()
+    """Whether its values can be looked at without waiting for a GPU."""
+    return tensor.device.type == "cpu" and is_plain(tensor)
 
 
 def as_lengths(lengths: Tensor | Sequence[int], name: str) -> tuple[Tensor, int | None]:
@@ -58,8 +70,10 @@ def check_rows(tensor: Tensor, length: int, sizes: Sizes, expects: str) -> None:
 def spans(real: Tensor) -> tuple[Tensor, Tensor] | None:
     """The begin and end (B) of what is True in each row; None if one is not one interval.
 
-    Waits for a GPU.
+    Waits for a GPU. None also where no values can be looked at.
     """
+    if not is_plain(real):
+        return None
     steps = torch.nn.functional.pad(real.to(torch.int8), (1, 1)).diff(dim=1)
     if real.numel() > 0 and int((steps > 0).sum(1).max()) > 1:
         return None
@@ -73,14 +87,14 @@ def runs(ids: Tensor) -> Tensor:
 
 
 def are_sorted(ids: Tensor) -> bool:
-    """Whether no row falls; waits for a GPU."""
-    return bool((ids[:, 1:] >= ids[:, :-1]).all())
+    """Whether no row is known to fall; waits for a GPU."""
+    return is_plain(ids) and bool((ids[:, 1:] >= ids[:, :-1]).all())
 
 
 def are_contiguous(ids: Tensor) -> bool:
-    """Whether each id is one run of its row; waits for a GPU."""
-    if are_sorted(ids):
-        return True
+    """Whether each id is known to be one run of its row; waits for a GPU."""
+    if not is_plain(ids) or are_sorted(ids):
+        return is_plain(ids)
     order = ids.sort(1).values
     return torch.equal(runs(ids)[:, -1], runs(order)[:, -1])
 
@@ -93,25 +107,24 @@ def equal_spans(ids: Tensor, key_ids: Tensor) -> tuple[Tensor, Tensor]:
     return torch.searchsorted(key_ids, ids), torch.searchsorted(key_ids, ids, right=True)
 
 
-def check_cu_seqlens(cu_seqlens: Tensor, name: str) -> None:
-    """Integers (N + 1) from 0 on, rising."""
-    check_integers(cu_seqlens, f"document expects {name} of shape (N + 1)", (1,))
+def check_cu_seqlens(cu_seqlens: Tensor, expects: str) -> None:
+    """Integers (N + 1) from 0 on, rising; `expects` is how the error begins."""
+    check_integers(cu_seqlens, f"{expects} of shape (N + 1)", (1,))
     if len(cu_seqlens) == 0:
-        raise ValueError(f"document expects {name} of shape (N + 1), got an empty tensor")
+        raise ValueError(f"{expects} of shape (N + 1), got an empty tensor")
     if not can_look(cu_seqlens):
         return
     if cu_seqlens[0] != 0:
-        raise ValueError(f"document expects {name} to begin with 0, got {cu_seqlens[0].item()}")
+        raise ValueError(f"{expects} to begin with 0, got {cu_seqlens[0].item()}")
     if not bool((cu_seqlens.diff() >= 0).all()):
-        raise ValueError(f"document expects {name} to rise, got {_shown(cu_seqlens)}")
+        raise ValueError(f"{expects} to rise, got {_shown(cu_seqlens)}")
 
 
-def check_total(cu_seqlens: Tensor, length: int, name: str, of: str) -> None:
+def check_total(cu_seqlens: Tensor, length: int, expects: str, of: str) -> None:
     """The last number is the length."""
     if can_look(cu_seqlens) and cu_seqlens[-1] != length:
         raise ValueError(
-            f"document expects {name} to end with the number of {of}, {length}, "
-            f"got {cu_seqlens[-1].item()}"
+            f"{expects} to end with the number of {of}, {length}, got {cu_seqlens[-1].item()}"
         )
 
 
