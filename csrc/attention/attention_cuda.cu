@@ -1,4 +1,5 @@
 // The entry points of attention on CUDA: plans, workspaces, and the kernels in their order.
+#include "attention/attention_backward_blocks_cuda.cuh"
 #include "attention/attention_forward_blocks_cuda.cuh"
 #include "attention/attention_prepare_cuda.cuh"
 
@@ -90,6 +91,17 @@ AttentionCudaPlan forward_plan(const AttentionForwardArgs& args, const CudaTarge
                              target.multiprocessors);
 }
 
+struct BackwardParts {
+  void *bounds, *terms;
+};
+
+BackwardParts backward_parts(const AttentionBackwardArgs& args, Workspace& workspace) {
+  BackwardParts parts{};
+  parts.bounds = workspace.take(interval_bounds_bytes(args.mask, args.sizes));
+  parts.terms = workspace.take(attention_terms_bytes(args.sizes));
+  return parts;
+}
+
 }  // namespace
 
 size_t attention_forward_workspace_cuda(const AttentionForwardArgs& args,
@@ -132,6 +144,68 @@ Status attention_forward_cuda(const AttentionForwardArgs& args, const CudaTarget
       {parts.parts, parts.lse, plan.splits, kAttentionBlocks[plan.block].dims,
        sizes.batch * sizes.heads * sizes.queries},
       args, target);
+}
+
+size_t attention_backward_workspace_cuda(const AttentionBackwardArgs& args, const CudaTarget&) {
+  Workspace workspace(nullptr);
+  backward_parts(args, workspace);
+  return workspace.used();
+}
+
+Status attention_backward_cuda(const AttentionBackwardArgs& args, const CudaTarget& target) {
+  const AttentionSizes& sizes = args.sizes;
+  const DType dtype = args.dtype;
+  Workspace workspace(args.workspace);
+  const BackwardParts parts = backward_parts(args, workspace);
+  const auto whole = [&](const void* data, const AttentionStrides& strides, int64_t cols) {
+    return data == nullptr || is_whole(data, strides, cols, dtype);
+  };
+  const bool all_whole = whole(args.query, args.query_strides, sizes.head_dim) &&
+                         whole(args.key, args.key_strides, sizes.head_dim) &&
+                         whole(args.value, args.value_strides, sizes.value_dim) &&
+                         whole(args.grad_output, args.grad_output_strides, sizes.value_dim) &&
+                         whole(args.grad_query, args.grad_query_strides, sizes.head_dim) &&
+                         whole(args.grad_key, args.grad_key_strides, sizes.head_dim) &&
+                         whole(args.grad_value, args.grad_value_strides, sizes.value_dim);
+  AttentionBackward backward{common_parameters(args, all_whole),
+                             args.query,
+                             args.key,
+                             args.value,
+                             args.grad_output,
+                             args.grad_query,
+                             args.grad_key,
+                             args.grad_value,
+                             args.grad_bias,
+                             args.query_strides,
+                             args.key_strides,
+                             args.value_strides,
+                             args.grad_output_strides,
+                             args.grad_query_strides,
+                             args.grad_key_strides,
+                             args.grad_value_strides,
+                             args.grad_bias_strides,
+                             static_cast<const AttentionTerms*>(parts.terms)};
+  Status status = find_interval_bounds(backward.attention.mask, sizes, parts.bounds, target);
+  if (status.ok()) status = find_attention_terms(args, parts.terms, target);
+  const auto block_of = [&](AttentionPass pass) {
+    return plan_attention_cuda(pass, sizes, dtype, target.multiprocessors).block;
+  };
+  const bool has_keys = sizes.batch > 0 && sizes.kv_heads > 0 && sizes.keys > 0;
+  dispatch_attention_math(dtype, args.allow_tf32, [&]<class Math> {
+    if (status.ok() && has_keys && (args.grad_key != nullptr || args.grad_value != nullptr)) {
+      status = attention_grad_key_value_blocks<Math>(
+          backward, block_of(AttentionPass::kGradKeyValue), target);
+    }
+    if (status.ok() && has_results(sizes) && args.grad_query != nullptr) {
+      status =
+          attention_grad_query_blocks<Math>(backward, block_of(AttentionPass::kGradQuery), target);
+    }
+    if (status.ok() && has_results(sizes) && has_keys && args.grad_bias != nullptr) {
+      status =
+          attention_grad_bias_blocks<Math>(backward, block_of(AttentionPass::kGradBias), target);
+    }
+  });
+  return status;
 }
 
 }  // namespace fastdl

@@ -48,6 +48,24 @@ inline constexpr AttentionBlock kAttentionBlocks[] = {
     {AttentionPass::kForward, 4, 128, 4, 1, 32, 1, 1, 2},
     {AttentionPass::kForward, 4, 256, 1, 1, 16, 1, 1, 3},
     {AttentionPass::kForward, 4, 256, 2, 1, 32, 1, 1, 1},
+    {AttentionPass::kGradKeyValue, 2, 64, 4, 2, 32, 2, 1, 2},
+    {AttentionPass::kGradKeyValue, 2, 128, 4, 1, 32, 2, 1, 2},
+    {AttentionPass::kGradKeyValue, 2, 256, 8, 1, 32, 1, 2, 1},
+    {AttentionPass::kGradKeyValue, 4, 64, 4, 1, 32, 2, 1, 2},
+    {AttentionPass::kGradKeyValue, 4, 128, 4, 1, 16, 2, 1, 1},
+    {AttentionPass::kGradKeyValue, 4, 256, 4, 1, 16, 1, 2, 1},
+    {AttentionPass::kGradQuery, 2, 64, 4, 2, 32, 2, 1, 2},
+    {AttentionPass::kGradQuery, 2, 128, 4, 2, 32, 1, 1, 2},
+    {AttentionPass::kGradQuery, 2, 256, 4, 1, 32, 1, 1, 1},
+    {AttentionPass::kGradQuery, 4, 64, 4, 1, 32, 2, 1, 2},
+    {AttentionPass::kGradQuery, 4, 128, 4, 1, 16, 2, 1, 1},
+    {AttentionPass::kGradQuery, 4, 256, 2, 1, 16, 1, 1, 1},
+    {AttentionPass::kGradBias, 2, 64, 4, 1, 64, 1, 1, 2},
+    {AttentionPass::kGradBias, 2, 128, 4, 1, 64, 1, 1, 2},
+    {AttentionPass::kGradBias, 2, 256, 4, 1, 32, 1, 1, 1},
+    {AttentionPass::kGradBias, 4, 64, 4, 1, 32, 1, 1, 2},
+    {AttentionPass::kGradBias, 4, 128, 4, 1, 32, 1, 1, 1},
+    {AttentionPass::kGradBias, 4, 256, 2, 1, 16, 1, 1, 1},
 };
 
 // What a block of this index of the table is for
@@ -59,6 +77,9 @@ inline constexpr int64_t kAttentionFewQueries = 16;
 
 // Bounds of the intervals, of groups of this many queries
 inline constexpr int64_t kAttentionGroup = 16;
+
+// Terms of the gradients are padded to a multiple of this many queries, which all blocks divide.
+inline constexpr int64_t kAttentionTerms = 64;
 
 // Whether kernels exist. What they do not cover, torch must compute.
 inline bool attention_cuda_covers(const AttentionSizes& sizes, DType dtype, DType bias_dtype) {

@@ -52,6 +52,13 @@ __device__ __forceinline__ Steps key_steps(const CudaMask& mask, int first_query
   return {first / cols, end <= 0 ? 0 : (end + cols - 1) / cols};
 }
 
+__device__ __forceinline__ Steps query_steps(const CudaMask& mask, int first_key, int end_key,
+                                             int cols) {
+  const int first = max(0, first_key - mask.highest);
+  const int end = min(mask.queries, min(end_key, mask.keys) - mask.lowest);
+  return {first / cols, end <= 0 ? 0 : (end + cols - 1) / cols};
+}
+
 // Calls f.operator()<Kernel>() with the instance for a block of the table.
 template <class Math, AttentionPass pass, class F>
 void dispatch_attention_block(int index, F&& f) {

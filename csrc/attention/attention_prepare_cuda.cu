@@ -1,7 +1,8 @@
 // Before attention: how much counts of the tiles of a dense mask (a warp each), and the bounds of
 // the intervals of 16 queries (16 lanes each). After it: the combination of what splits of the keys
-// have left (a warp a row), output = sum of exp(lse of a split - lse) * its output. And the matrix
-// of what dropout keeps, a warp for each of its 16 x 16 blocks.
+// have left (a warp a row), output = sum of exp(lse of a split - lse) * its output. Before
+// gradients: the terms of each row (a warp each). And the matrix of what dropout keeps, a warp for
+// each of its 16 x 16 blocks.
 #include "attention/attention_prepare_cuda.cuh"
 
 namespace fastdl {
@@ -90,6 +91,35 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+int64_t padded_queries(const AttentionSizes& sizes) {
+  return ceil_divide(sizes.queries, kAttentionTerms) * kAttentionTerms;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    attention_row_terms(AttentionBackwardArgs args, int64_t padded, AttentionTerms* terms) {
+  const int64_t at = warp_number(), line = at / padded, query = at - line * padded;
+  const AttentionSizes& sizes = args.sizes;
+  const int64_t head = line % sizes.heads, batch = line / sizes.heads;
+  if (batch >= sizes.batch) return;
+  const int lane = threadIdx.x % kWarp;
+  float lse = INFINITY, sum[1] = {0};
+  if (query < sizes.queries) {
+    const AttentionStrides &of_output = args.output_strides, &of_grad = args.grad_output_strides;
+    const T* const output = static_cast<const T*>(args.output) + batch * of_output.batch +
+                            head * of_output.head + query * of_output.row;
+    const T* const grad = static_cast<const T*>(args.grad_output) + batch * of_grad.batch +
+                          head * of_grad.head + query * of_grad.row;
+    for (int64_t c = lane; c < sizes.value_dim; c += kWarp) {
+      sum[0] = fmaf(widen(output[c]), widen(grad[c]), sum[0]);
+    }
+    lse = args.lse[line * sizes.queries + query] * kLog2E;
+    if (lse == -INFINITY) lse = INFINITY;
+  }
+  warp_reduce<Sum>(sum);
+  if (lane == 0) terms[at] = {lse, sum[0]};
+}
+
 __global__ void __launch_bounds__(kThreads)
     attention_classify_tiles(AttentionMaskTilesArgs args, int64_t down, int64_t across) {
   const int64_t at = warp_number(), line = at / across, tile_col = at - line * across;
@@ -164,6 +194,25 @@ Status combine_attention_parts(const AttentionParts& parts, const AttentionForwa
   if (args.dtype == DType::kBFloat16) return combine.template operator()<__nv_bfloat16>();
   if (args.dtype == DType::kFloat16) return combine.template operator()<__half>();
   return combine.template operator()<float>();
+}
+
+size_t attention_terms_bytes(const AttentionSizes& sizes) {
+  return static_cast<size_t>(sizes.batch * sizes.heads * padded_queries(sizes)) *
+         sizeof(AttentionTerms);
+}
+
+Status find_attention_terms(const AttentionBackwardArgs& args, void* terms,
+                            const CudaTarget& target) {
+  const int64_t padded = padded_queries(args.sizes);
+  const int64_t rows = args.sizes.batch * args.sizes.heads * padded;
+  if (rows == 0) return {};
+  const auto find = [&]<class T> {
+    return launch(attention_row_terms<T>, {blocks_for(rows), kThreads}, target, args, padded,
+                  static_cast<AttentionTerms*>(terms));
+  };
+  if (args.dtype == DType::kBFloat16) return find.template operator()<__nv_bfloat16>();
+  if (args.dtype == DType::kFloat16) return find.template operator()<__half>();
+  return find.template operator()<float>();
 }
 
 Status attention_mask_tiles_cuda(const AttentionMaskTilesArgs& args, const CudaTarget& target) {

@@ -2,7 +2,7 @@
 // but for those that make a matrix of pairs.
 #pragma once
 
-#include "attention/attention_kernel_cuda.cuh"
+#include "attention/attention_backward_blocks_cuda.cuh"
 
 namespace fastdl {
 
@@ -21,5 +21,10 @@ struct AttentionParts {
 };
 Status combine_attention_parts(const AttentionParts& parts, const AttentionForwardArgs& args,
                                const CudaTarget& target);
+
+// What gradients need of each row, with the padded ones after it.
+size_t attention_terms_bytes(const AttentionSizes& sizes);
+Status find_attention_terms(const AttentionBackwardArgs& args, void* terms,
+                            const CudaTarget& target);
 
 }  // namespace fastdl
