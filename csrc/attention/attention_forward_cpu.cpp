@@ -9,8 +9,10 @@
 // window (16 KB) stay in L1, keys and values of a window in L2, where all panels of the block read
 // them. Floor: 2 (head_dim + value_dim) multiply-adds a pair at the FMA rate; the exponential adds
 // about 10 % to that at head_dim 64.
+// One or two queries a head go to attention_decode_cpu.h.
 // Limits: rows whose elements are side by side; 16-bit types and rows far apart are copied, a
 // window at a time.
+#include "attention/attention_decode_cpu.h"
 #include "attention/attention_dropout_cpu.h"
 #include "attention/attention_mask_cpu.h"
 #include "attention/attention_work_cpu.h"
@@ -282,13 +284,15 @@ class Block {
 }  // namespace CPU_CAPABILITY
 
 template <>
-size_t attention_forward_workspace<kBuildIsa>(const AttentionForwardArgs&) {
-  return 0;
+size_t attention_forward_workspace<kBuildIsa>(const AttentionForwardArgs& args) {
+  using attention_detail::Decoding;
+  return Decoding::suits(args) ? Decoding(args).workspace_bytes() : 0;
 }
 
 template <>
 void attention_forward<kBuildIsa>(const AttentionForwardArgs& args) {
   using namespace attention_detail;
+  if (Decoding::suits(args)) return Decoding(args).run();
   const AttentionSizes& s = args.sizes;
   const int64_t blocks = ceil_divide(s.queries, kBlockQueries);
   const size_t bytes = Block(args, nullptr).bytes();
