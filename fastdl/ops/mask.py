@@ -81,6 +81,8 @@ class Mask:
     either lets, ``~a`` those that a does not, both for masks that add nothing to scores.
     """
 
+    ndim = 4  # of (batch, heads, queries, keys): libraries tell masks of all pairs by it
+
     def __init__(
         self,
         *all_of: Region,
