@@ -115,7 +115,7 @@ class Result:
     @property
     def best_native(self) -> str:
         """The fastest eager native candidate, the default included."""
-        native = [name for name in self.timings if name not in (FASTDL, COMPILED)]
+        native = [it for it in self.timings if not it.startswith(FASTDL) and it != COMPILED]
         return min(native, key=lambda name: self.timings[name].median)
 
     def speed_up(self, native: str = DEFAULT) -> float:
@@ -257,6 +257,16 @@ def describe_hand_overs() -> str:
     return f"handed over to torch: {', '.join(sorted(reasons))}" if reasons else ""
 
 
+def describe_variants(timings: Mapping[str, Timing]) -> str:
+    """How long other settings of fastdl take, named "fastdl, ..."."""
+    least = timings[FASTDL].median
+    return ", ".join(
+        f"takes {least / timing.median:.0%} of the time of {name}"
+        for name, timing in timings.items()
+        if name.startswith(f"{FASTDL},")
+    )
+
+
 def left_out(case: Case, candidates: Mapping[str, list[Call]], options: Options) -> str:
     """Which optional candidates could not do a case, or did it wrong."""
     asked = [name for name in OPTIONAL if name in case.candidates]
@@ -281,6 +291,9 @@ def run_case(
     candidates = prepare_calls(case, inputs, options, cache_bytes)
     in_cache = case.bytes_moved <= CACHE_SHARE * cache_bytes
     timings, disturbed = time_calls(candidates, options, case.host_clock)
+    notes = (
+        describe_hand_overs(), left_out(case, candidates, options), describe_variants(timings)
+    )  # fmt: skip
     return Result(
         op=case.op,
         direction=case.direction,
@@ -295,5 +308,5 @@ def run_case(
         floor=floor_of(case, in_cache),
         overhead=case.overhead,
         disturbed=disturbed,
-        note="; ".join(filter(None, (describe_hand_overs(), left_out(case, candidates, options)))),
+        note="; ".join(filter(None, notes)),
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from benchmarks import (
     bench_activation,
+    bench_attention,
     bench_batch_norm,
     bench_conv,
     bench_cross_entropy,
@@ -13,6 +14,7 @@ from benchmarks import (
     bench_elementwise_loss,
     bench_embedding,
     bench_layer_norm,
+    bench_multi_head_attention,
     bench_optimizers,
     bench_overhead,
     bench_pool,
@@ -26,6 +28,8 @@ SOURCES: dict[str, Callable[[str], Iterable[Case]]] = {
     "layer_norm": bench_layer_norm.cases,
     "batch_norm": bench_batch_norm.cases,
     "conv": bench_conv.cases,
+    "attention": bench_attention.cases,
+    "multi_head_attention": bench_multi_head_attention.cases,
     "pool": bench_pool.cases,
     "activation": bench_activation.cases,
     "dropout": bench_dropout.cases,
