@@ -62,6 +62,12 @@ def running_statistics(like: Tensor) -> tuple[Tensor, Tensor]:
     return steps - 0.5, steps + 0.5
 
 
+def every_third_pair(x: Tensor) -> Tensor:
+    """A mask of the rows of x: of every row, and of none."""
+    row = torch.ones_like(x[..., 0]).cumsum(-1).remainder(3) == 0
+    return row.unsqueeze(-2) & ~row.unsqueeze(-1)
+
+
 def weights_of(x: Tensor) -> Tensor:
     """Of the classes of x: 1, 2, 3 ..."""
     return torch.ones_like(x[0].flatten(1)[:, 0]).cumsum(0)
@@ -198,6 +204,28 @@ CASES = (
         lambda m, x, w: m.conv2d(x.flatten(0, -4), w / 8, None, 1, (2, 1), (2, 1), 4),
         (2, 4, 5, COLS),
         parameter_shapes=((4, 1, 3, 3),),
+    ),
+    FunctionCase(
+        "scaled_dot_product_attention",
+        lambda m, x: m.scaled_dot_product_attention(x, x.flip(-2), x.cos()),
+    ),
+    FunctionCase(
+        "scaled_dot_product_attention_bias",
+        lambda m, x, b: m.scaled_dot_product_attention(x, x.flip(-2), x.cos(), b),
+        parameter_shapes=((5, 5),),
+    ),
+    FunctionCase(
+        "scaled_dot_product_attention_mask",
+        lambda m, x: m.scaled_dot_product_attention(
+            x, x.flip(-2), x.cos(), every_third_pair(x), scale=0.3
+        ),
+    ),
+    FunctionCase(
+        "scaled_dot_product_attention_causal",
+        lambda m, x: m.scaled_dot_product_attention(
+            x, *(x[..., :2, :, :].sin(),) * 2, is_causal=True, enable_gqa=True
+        ),
+        (4, 5, COLS),
     ),
     FunctionCase("max_pool1d", lambda m, x: m.max_pool1d(x.flatten(0, -3), 3, 1, 1)),
     FunctionCase("max_pool2d", lambda m, x: m.max_pool2d(x, 3, 1, 1)),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.reference_attention import scaled_dot_product_attention  # noqa: F401
 from tests.reference_conv import (  # noqa: F401
     conv1d,
     conv1d_add,

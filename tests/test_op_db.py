@@ -83,6 +83,8 @@ def check_samples(op: OpInfo, dtype: torch.dtype) -> None:
     samples = list(op.sample_inputs(torch.get_default_device(), dtype, requires_grad=True))
     assert samples
     for sample in samples:
+        if sample.kwargs.get("dropout_p"):  # random, as above
+            continue
         before = sample.input.detach().clone()
         exact = sample.transform(in_float64)
         exact.kwargs.pop("options", None)  # of linear_cross_entropy: they fit the dtype
@@ -96,9 +98,16 @@ def check_samples(op: OpInfo, dtype: torch.dtype) -> None:
             results.append([output, *torch.autograd.grad(output, leaves, grad), *indices])
         for number, (fast, theirs, right) in enumerate(zip(*results, strict=True)):
             label = f"{number} of {sample.summary()}"
-            assert_same_metadata(fast, theirs, label)
+            # torch's attention has the strides of whatever it takes for a sample's sizes.
+            assert_same_metadata(fast, theirs, label, "attention" not in op.name)
             if not theirs.is_floating_point():
                 assert torch.equal(fast, theirs), label
+                continue
+            if "attention" in op.name:
+                # Scores of hundreds: of so few numbers, one rounding decides who is more accurate.
+                largest = max(float(right.abs().max()), 10.0)
+                tolerance = 16 * torch.finfo(theirs.dtype).eps * largest
+                torch.testing.assert_close(fast.double(), right, rtol=0, atol=tolerance)
                 continue
             assert_close_or_accurate(fast, theirs, right, gradient=number > 0, label=label)
         assert_same_bits(sample.input.detach(), before, "input afterwards")

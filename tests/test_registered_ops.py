@@ -48,6 +48,12 @@ from tests.op_samples import (
     softmax_backward_samples,
     softmax_samples,
 )
+from tests.op_samples_attention import (
+    attention_backward_samples,
+    attention_kept_samples,
+    attention_mask_tiles_samples,
+    attention_samples,
+)
 from tests.op_samples_conv import conv_backward_samples, conv_samples
 from tests.tensors import DTYPES, dtype_name
 
@@ -73,6 +79,7 @@ FORWARD_OPS: dict[str, Callable[[torch.dtype, bool], list[tuple[Any, ...]]]] = {
     "max_pool_with_indices": pool_samples,
     "avg_pool": avg_pool_samples,
     "convolution": conv_samples,
+    "attention": attention_samples,
 }
 OTHER_OPS: dict[str, Callable[[torch.dtype], list[tuple[Any, ...]]]] = {
     "softmax_backward": softmax_backward_samples,
@@ -107,6 +114,9 @@ OTHER_OPS: dict[str, Callable[[torch.dtype], list[tuple[Any, ...]]]] = {
     "max_pool_backward": max_pool_backward_samples,
     "avg_pool_backward": avg_pool_backward_samples,
     "convolution_backward": conv_backward_samples,
+    "attention_backward": attention_backward_samples,
+    "attention_mask_tiles": attention_mask_tiles_samples,
+    "attention_kept": attention_kept_samples,
 }
 
 traps_on_a_gpu = pytest.mark.cpu_only("the kernel stops there, as torch's own")

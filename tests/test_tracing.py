@@ -134,7 +134,7 @@ def test_compile_through_the_joint_graph(make: Callable[[], nn.Module]) -> None:
 
 
 @all_cases
-def test_compiled_functions_are_native_ones_that_the_compiler_can_fuse_but_for_convolutions(
+def test_compiled_functions_are_native_ones_that_the_compiler_can_fuse_but_for_heavy_ones(
     case: FunctionCase,
 ) -> None:
     graphs: list[fx.GraphModule] = []
@@ -149,7 +149,7 @@ def test_compiled_functions_are_native_ones_that_the_compiler_can_fuse_but_for_c
     (graph,) = graphs
     targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
     ours = [target for target in targets if "fastdl" in target]
-    assert targets and len(ours) == case.name.startswith("conv")
+    assert targets and len(ours) == case.name.startswith(("conv", "scaled_dot_product_attention"))
 
 
 @all_modules

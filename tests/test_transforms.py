@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastdl
 from tests.cases import FunctionCase, all_cases
 from tests.compare import assert_same_metadata
-from tests.outcome import assert_alike, assert_same_outcome
+from tests.outcome import assert_alike, assert_same_outcome, outcome_of
 
 
 def same(case: FunctionCase, use: Callable[..., Any], *arguments: Any) -> None:
@@ -124,9 +124,11 @@ def test_fake_tensors(case: FunctionCase, requires_grad: bool) -> None:
         fast, native = case.fast(*tensors), case.native(*tensors)
     assert type(fast) is type(native)
     assert_same_metadata(fast, native)
-    outside = case.fast(*tensors)  # the mode is off, the tensors are fake still
-    assert type(outside) is type(native)
-    assert_same_metadata(outside, native)
+    # The mode is off, the tensors are fake still: not all of torch's own ops take them.
+    if outcome_of(lambda: case.native(*tensors)).error is None:
+        outside = case.fast(*tensors)
+        assert type(outside) is type(native)
+        assert_same_metadata(outside, native)
 
 
 @all_cases

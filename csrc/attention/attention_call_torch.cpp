@@ -181,8 +181,11 @@ std::optional<Tensor> compute(Call c) {
     cast_by_autocast(c);
     reason = reason_of_dtypes(c);
   }
-  const auto sizes = c.query.sizes().vec();
-  if (reason == nullptr) reason = reason_of_shape(c);
+  std::vector<int64_t> output_sizes;
+  if (reason == nullptr) {
+    output_sizes = c.query.sizes().vec();
+    reason = reason_of_shape(c);
+  }
   if (reason == nullptr) reason = reason_of_settings(c);
   if (reason != nullptr) {
     hand_over(kName, reason);
@@ -193,8 +196,7 @@ std::optional<Tensor> compute(Call c) {
   o.scale = c.scale ? c.scale->value : 1 / std::sqrt(static_cast<double>(c.query.size(3)));
   if (o.dropout_p > 0) o.seed = draw_seed(c.query);
   Tensor output = std::get<0>(call_attention(c.query, c.key, c.value, o));
-  if (sizes.size() == 4) return output;
-  auto output_sizes = sizes;
+  if (output_sizes.size() == 4) return output;
   output_sizes.back() = output.size(3);
   return output.reshape(output_sizes);
 }

@@ -46,8 +46,10 @@ Tensor for_every_head(const Tensor& tensor, const c10::SymInt& heads) {
 // And back: the sum over those heads
 Tensor for_every_key(const Tensor& tensor, const c10::SymInt& kv_heads) {
   if (tensor.sym_size(1) == kv_heads) return tensor;
-  const c10::SymInt of_a_key = tensor.sym_size(1) / kv_heads;
-  return tensor.unflatten_symint(1, {kv_heads, of_a_key}).sum(2);
+  std::vector<c10::SymInt> sizes = tensor.sym_sizes().vec();
+  sizes.insert(sizes.begin() + 2, sizes[1] / kv_heads);
+  sizes[1] = kv_heads;
+  return tensor.reshape_symint(sizes).sum(2);
 }
 
 struct NativeAttention {

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as native
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.nested._internal.nested_tensor import NestedTensor
 from torch.nn.attention.bias import CausalBias, CausalVariant
 
 from fastdl import _C
@@ -120,16 +121,17 @@ def scaled_dot_product_attention(
 
     Source: Dao, "FlashAttention-2", 2023.
     """
-    if getattr(query, "is_nested", False):
+    # By type: isinstance() and attributes of a tensor are calls that torch's modes would see.
+    if type(query) is NestedTensor:
         output = nested_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
         )
         if output is not None:
             return output
-    if isinstance(attn_mask, Mask):
+    if issubclass(type(attn_mask), Mask):
         return _with_mask(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     arguments = (query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    if is_compiling() or isinstance(attn_mask, CausalBias):
+    if is_compiling() or type(attn_mask) is CausalBias:
         output = _by_parts(*arguments)
     else:
         output = _C.attention(*arguments)

@@ -21,6 +21,17 @@ if platform.machine() not in ("x86_64", "AMD64") or _C.cpu_isa() != "default":
     _DEVICES.add("cpu")
 
 
+def _backends_are_restricted() -> bool:
+    """Whether torch.nn.attention.sdpa_kernel forbids any of torch's kernels, for compilers."""
+    return not (
+        torch._C._get_flash_sdp_enabled()
+        and torch._C._get_mem_efficient_sdp_enabled()
+        and torch._C._get_math_sdp_enabled()
+        and torch._C._get_cudnn_sdp_enabled()
+        and torch._C._get_overrideable_sdp_enabled()
+    )
+
+
 def four_dims(tensor: Tensor) -> Tensor:
     """(batch, heads, rows, cols), where all leading dimensions but the last are one batch."""
     while tensor.dim() < 4:
@@ -39,6 +50,8 @@ def compiled(
 ) -> Tensor | None:
     """The registered op as a compiler sees it, or None where it should see torch's."""
     if is_exporting() or dropout_p != 0 or query.device.type not in _DEVICES:
+        return None
+    if _backends_are_restricted():
         return None
     if query.dtype not in KERNEL_DTYPES or not query.dtype == key.dtype == value.dtype:
         return None
