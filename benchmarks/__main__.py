@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks import output
+from benchmarks import attention_memory, output
 from benchmarks.harness import DEFAULT, FASTDL, Case, Options, Result, run_case
 from benchmarks.limits import last_level_cache_bytes, measure_limits
 from benchmarks.machine import describe_machine, keep_freed_memory
@@ -132,6 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.results.append(digits.training_result())
         tqdm.write(output.table_line(row(report.results[-1])))
     report.results += run_models(models, options, cache_bytes)
+
+    if everything and not on_gpu:
+        report.memory = attention_memory.rows()
+        print("\n".join(["", output.MEMORY_TITLE, *attention_memory.lines(report.memory)]))
 
     print("\n" + "\n".join(output.summary_lines(report) + output.notes(report)))
     directory = arguments.output or (RESULTS if everything else None)

@@ -28,6 +28,7 @@ EXPLANATION = (
     "On a GPU the time is that of the kernels, without the host's, except for overhead and steps "
     "'as called', and the limit is the bandwidth of a large copy."
 )
+MEMORY_TITLE = "Peak memory of a training step of attention"
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Report:
     machine: Machine
     limits: Limits
     results: list[Result] = field(default_factory=list)
+    memory: list[tuple[str, ...]] = field(default_factory=list)  # the table of attention_memory
 
     def header(self) -> list[str]:
         """Machine, versions, allocator and limits."""
@@ -82,6 +84,9 @@ def markdown(report: Report, picture: str) -> str:
     lines += ["", f"![speed-up of every group]({picture})", "", "## Every case", ""]
     lines += markdown_table(HEADINGS, [row(result) for result in report.results])
     lines += ["", *(f"- {note}" for note in notes(report))]
+    if report.memory:
+        lines += ["", f"## {MEMORY_TITLE}", ""]
+        lines += markdown_table(report.memory[0], report.memory[1:])
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -124,6 +129,7 @@ def write_files(report: Report, directory: Path, suffix: str = "") -> list[Path]
         "limits": asdict(report.limits),
         "summary": [asdict(group) for group in summarize(report.results)],
         "results": [result_record(result) for result in report.results],
+        "attention_memory": report.memory,
     }
     paths[0].write_text(json.dumps(record, indent=1) + "\n")
     write_csv(report, paths[1])
