@@ -64,6 +64,7 @@ def test_exactly_the_known_types_are_converted(name: str) -> None:
         "GroupNorm": (2, 8),
         "LayerNorm": (8,),
         "LinearCrossEntropyLoss": (8, 3),
+        "MultiheadAttention": (8, 2),
         "RMSNorm": (8,),
         "Sequential": (nn.BatchNorm1d(8), nn.ReLU()),
     }.get(name, (2,) if "Pool" in name else ())

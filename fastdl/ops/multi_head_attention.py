@@ -17,7 +17,6 @@ from fastdl import _C
 from fastdl.ops.attention import scaled_dot_product_attention
 from fastdl.ops.dropout import dropout
 from fastdl.ops.multi_head_masks import are_covered, merged
-from fastdl.ops.softmax import softmax
 
 Three = tuple[Tensor, Tensor, Tensor]
 Output = tuple[Tensor, Tensor | None]
@@ -53,7 +52,8 @@ def _is_covered(inputs: Three, layer: Layer, call: Call) -> bool:
     """Whether torch would take this call and this file computes it."""
     if not all(isinstance(x, Tensor) and not x.is_nested for x in inputs):
         return False
-    if has_torch_function(inputs) or torch._C._is_tracing() or is_exporting():
+    traced = is_exporting() if is_compiling() else torch._C._is_tracing()
+    if traced or has_torch_function(inputs):
         return False
     query, key, value = inputs
     if query.dim() not in (2, 3) or not query.dim() == key.dim() == value.dim():
@@ -121,7 +121,7 @@ def _with_weights(
         if mask is not None:
             hides = mask.dtype == torch.bool
             scores = scores.masked_fill(mask, -math.inf) if hides else scores + mask
-    weights = softmax(scores, dim=-1)
+    weights = scores.softmax(-1)
     if dropout_p > 0.0:
         weights = dropout(weights, dropout_p)
     return weights @ v, weights
