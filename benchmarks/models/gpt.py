@@ -6,6 +6,9 @@ normalise first, learned positions, GELU, and token embeddings that also make th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -17,9 +20,13 @@ BATCH, LENGTH, VOCABULARY = 4, 512, 50257
 SHAPE = f"{BATCH} texts of {LENGTH} tokens"
 BEST_NATIVE = "AdamW(fused=True)"
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # of query, key and value
+
 
 class SelfAttention(nn.Module):
-    """Causal self-attention of tokens (batch, length, width)."""
+    """Self-attention of tokens (batch, length, width), causal if not told otherwise."""
+
+    attend: Attend = partial(nn.functional.scaled_dot_product_attention, is_causal=True)
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -31,7 +38,7 @@ class SelfAttention(nn.Module):
         batch, length, width = tokens.shape
         heads = self.query_key_value(tokens).view(batch, length, 3, self.heads, -1)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = self.attend(query, key, value)
         result: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, length, width))
         return result
 
@@ -76,10 +83,23 @@ class GPT(nn.Module):
 
 
 def training_step(
-    model: nn.Module, tokens: Tensor, fast: bool, fused: bool | None = None, lr: float = 3e-4
+    model: nn.Module,
+    tokens: Tensor,
+    fast: bool,
+    fused: bool | None = None,
+    lr: float = 3e-4,
+    **mask: object,
 ) -> Call:
-    """Forward, cross-entropy, backward and AdamW; returns the loss. ``fast``: with fastdl's."""
-    cross_entropy = (fastdl.functional if fast else nn.functional).cross_entropy
+    """Forward, cross-entropy, backward and AdamW; returns the loss. ``fast``: with fastdl's.
+
+    ``mask``: arguments of attention instead of ``is_causal=True``.
+    """
+    functional = fastdl.functional if fast else nn.functional
+    cross_entropy = functional.cross_entropy
+    for module in model.modules():
+        if isinstance(module, SelfAttention):
+            masked = mask or {"is_causal": True}
+            module.attend = partial(functional.scaled_dot_product_attention, **masked)
     if fast:
         model = fastdl.convert(model)
     adamw = (fastdl.optim if fast else torch.optim).AdamW

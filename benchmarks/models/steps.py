@@ -25,10 +25,10 @@ import torch
 import fastdl
 from benchmarks.disturbance import WAITING_SHARE, seconds_waited
 from benchmarks.harness import DEFAULT, FASTDL, Result, summarize
-from benchmarks.models import gpt, resnet
+from benchmarks.models import bert, gpt, packed, resnet
 from benchmarks.models.breakdown import breakdown_lines, profile_once
 
-MODELS = (resnet, gpt)
+MODELS = (resnet, bert, gpt, packed)
 MIN_ROUNDS, MAX_ROUNDS, MAX_SECONDS = 3, 9, 25.0
 GIB = 1 << 30
 
