@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from examples.side_by_side import SEED, Images, draw, find_failures, summarize, train
+from examples.side_by_side import SEED, DataSet, draw, find_failures, summarize, train
 
 REQUIRED_ACCURACY = 0.95
 # 450 held-out digits at 98 %: one standard error is 0.7 points, and rounding alone makes two
@@ -88,7 +88,7 @@ class DigitsTransformer(nn.Module):
         return scores
 
 
-def load_images() -> Images:
+def load_images() -> DataSet:
     """The data set: pixels scaled to -1..1, and labels 0..9."""
     data = load_digits()
     split = train_test_split(
@@ -99,7 +99,7 @@ def load_images() -> Images:
     def scaled(images: Tensor) -> Tensor:
         return (images.float() / 8 - 1).unsqueeze(1)
 
-    return Images(scaled(train_images), train_labels, scaled(test_images), test_labels)
+    return DataSet(scaled(train_images), train_labels, scaled(test_images), test_labels)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

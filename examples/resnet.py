@@ -31,7 +31,7 @@ from sklearn.datasets import load_digits, load_sample_image
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from examples.side_by_side import SEED, Images, draw, find_failures, summarize, train
+from examples.side_by_side import SEED, DataSet, draw, find_failures, summarize, train
 
 PATCH = 64
 STRIDE = 32  # patches overlap by half
@@ -80,7 +80,7 @@ def small_resnet(classes: int, width: int = 16, stem_stride: int = 1) -> nn.Sequ
     return nn.Sequential(*layers)
 
 
-def load_enlarged_digits() -> Images:
+def load_enlarged_digits() -> DataSet:
     """scikit-learn's digits, from 8x8 to 32x32 by bilinear interpolation."""
     data = load_digits()
     split = train_test_split(
@@ -92,7 +92,7 @@ def load_enlarged_digits() -> Images:
         scaled = (images.float() / 8 - 1).unsqueeze(1)
         return nn.functional.interpolate(scaled, size=(32, 32), mode="bilinear")
 
-    return Images(enlarged(train_images), train_labels, enlarged(test_images), test_labels)
+    return DataSet(enlarged(train_images), train_labels, enlarged(test_images), test_labels)
 
 
 def load_photographs() -> list[np.ndarray]:
@@ -125,7 +125,7 @@ def cut_columns(photograph: np.ndarray, held_out: bool) -> np.ndarray:
     return photograph[:, border:] if held_out else photograph[:, :border]
 
 
-def load_patches() -> Images:
+def load_patches() -> DataSet:
     """Patches of the photographs, those to learn from and the held-out ones from separate parts."""
     sets: dict[bool, list[Tensor]] = {True: [], False: []}
     labels: dict[bool, list[Tensor]] = {True: [], False: []}
@@ -134,7 +134,7 @@ def load_patches() -> Images:
             patches = cut_patches(cut_columns(photograph, held_out))
             sets[held_out].append(patches)
             labels[held_out].append(torch.full((len(patches),), label))
-    return Images(*(torch.cat(x) for x in (sets[False], labels[False], sets[True], labels[True])))
+    return DataSet(*(torch.cat(x) for x in (sets[False], labels[False], sets[True], labels[True])))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -151,12 +151,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     tasks = (("digits", load_enlarged_digits, 10, 1), ("photographs", load_patches, 8, 2))
     for (name, load, classes, stem_stride), row in zip(tasks, axes, strict=True):
         images = load().subset(arguments.images)
-        print(f"{name}: {len(images.train_images)} images, {len(images.test_images)} held out")
+        print(f"{name}: {len(images.train_inputs)} images, {len(images.test_inputs)} held out")
         torch.manual_seed(SEED)
         model = small_resnet(classes, stem_stride=stem_stride)
         native, fast = train(model, images, arguments.epochs, name)
         accuracy = native.accuracies[-1]
-        noise = 2 * (max(accuracy * (1 - accuracy), 0.01) / len(images.test_images)) ** 0.5
+        noise = 2 * (max(accuracy * (1 - accuracy), 0.01) / len(images.test_inputs)) ** 0.5
         failures = find_failures(
             native, fast, REQUIRED_ACCURACY[name], noise, FIRST_EPOCH_LOSS_TOLERANCE
         )

@@ -1,4 +1,4 @@
-"""Trains one model twice on images, with torch alone and with fastdl, and compares the two.
+"""Trains one model twice, with torch alone and with fastdl, and compares the two.
 
 Both sides start from the same weights and see the same batches in the same order. They train in
 turns, one epoch each, so that a machine that slows down slows both.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -25,23 +25,24 @@ import fastdl
 SEED = 0
 BATCH_SIZE = 32
 PEAK_LEARNING_RATE = 3e-3
+Convert = Callable[[nn.Module], nn.Module]
 COLORS = {"torch": "#9aa5b1", "fastdl": "#1f6feb"}
 
 
 @dataclass
-class Images:
-    """A data set: images (n, channels, h, w), and their classes as numbers."""
+class DataSet:
+    """Inputs (n, ...), such as images, and what to predict of them: classes (n, ...) as numbers."""
 
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
+    train_inputs: Tensor
+    train_targets: Tensor
+    test_inputs: Tensor
+    test_targets: Tensor
 
-    def subset(self, count: int | None) -> Images:
-        """The same with some of the images to learn from, picked at random, or with all of them."""
-        order = torch.randperm(len(self.train_images), generator=torch.manual_seed(SEED))[:count]
-        return Images(
-            self.train_images[order], self.train_labels[order], self.test_images, self.test_labels
+    def subset(self, count: int | None) -> DataSet:
+        """The same with some of the inputs to learn from, picked at random, or with all of them."""
+        order = torch.randperm(len(self.train_inputs), generator=torch.manual_seed(SEED))[:count]
+        return DataSet(
+            self.train_inputs[order], self.train_targets[order], self.test_inputs, self.test_targets
         )
 
 
@@ -61,44 +62,55 @@ class Side:
         """The median, so that a pause of the machine does not decide the comparison."""
         return median(self.seconds)
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """One training step; returns the loss."""
         self.optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(self.model(images), labels)
+        loss = nn.functional.cross_entropy(self.model(inputs), targets)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
-    def train_epoch(self, images: Images, order: Tensor) -> None:
-        """Train on the images in this order, then classify the held-out ones (not timed)."""
+    def train_epoch(self, data: DataSet, order: Tensor, batch_size: int) -> None:
+        """Train on the inputs in this order, then classify the held-out ones (not timed)."""
         self.model.train()
-        batches = torch.split(order, BATCH_SIZE)
+        batches = torch.split(order, batch_size)
         start = time.perf_counter()
         losses = [
-            self.step(images.train_images[batch], images.train_labels[batch]) for batch in batches
+            self.step(data.train_inputs[batch], data.train_targets[batch]) for batch in batches
         ]
         self.losses.append(torch.stack(losses).mean().item())
         self.seconds.append(time.perf_counter() - start)
         self.model.eval()
         with torch.inference_mode():
-            predicted = self.model(images.test_images).argmax(dim=1)
-        self.accuracies.append((predicted == images.test_labels).float().mean().item())
+            predicted = self.model(data.test_inputs).argmax(dim=1)
+        self.accuracies.append((predicted == data.test_targets).float().mean().item())
 
 
-def make_sides(model: nn.Module) -> tuple[Side, Side]:
+def make_sides(model: nn.Module, convert: Convert) -> tuple[Side, Side]:
     """The native training of a model and its fastdl twin, from the same initial weights."""
-    twin = fastdl.convert(copy.deepcopy(model))
+    twin = convert(copy.deepcopy(model))
     return (
         Side("torch", model, torch.optim.AdamW(model.parameters())),
         Side("fastdl", twin, fastdl.optim.AdamW(twin.parameters())),
     )
 
 
-def train(model: nn.Module, images: Images, epochs: int, name: str) -> tuple[Side, Side]:
-    """Train both sides in turns, one epoch each, and print a line an epoch."""
-    for side in make_sides(copy.deepcopy(model)):  # the first steps of a process cost more
-        side.train_epoch(images, torch.arange(4 * BATCH_SIZE))
-    native, fast = make_sides(model)
+def train(
+    model: nn.Module,
+    data: DataSet,
+    epochs: int,
+    name: str,
+    convert: Convert = fastdl.convert,
+    batch_size: int = BATCH_SIZE,
+) -> tuple[Side, Side]:
+    """Train both sides in turns, one epoch each, and print a line an epoch.
+
+    Args:
+        convert: what makes the model of one side that of fastdl.
+    """
+    for side in make_sides(copy.deepcopy(model), convert):  # first steps of a process cost more
+        side.train_epoch(data, torch.arange(4 * batch_size), batch_size)
+    native, fast = make_sides(model, convert)
     schedules = {
         side.name: OneCycleLR(side.optimizer, PEAK_LEARNING_RATE, total_steps=epochs + 1)
         for side in (native, fast)
@@ -107,9 +119,9 @@ def train(model: nn.Module, images: Images, epochs: int, name: str) -> tuple[Sid
     print("      |       loss        | held-out accuracy | seconds an epoch")
     print("epoch |    torch   fastdl |    torch   fastdl |   torch  fastdl", flush=True)
     for epoch in tqdm(range(1, epochs + 1), desc=name, unit="epoch", leave=False):
-        order = torch.randperm(len(images.train_images), generator=generator)
+        order = torch.randperm(len(data.train_inputs), generator=generator)
         for side in (native, fast) if epoch % 2 else (fast, native):  # neither always goes first
-            side.train_epoch(images, order)
+            side.train_epoch(data, order, batch_size)
             schedules[side.name].step()
         tqdm.write(
             f"{epoch:5} | {native.losses[-1]:8.4f} {fast.losses[-1]:8.4f} "
@@ -126,7 +138,7 @@ def find_failures(
 
     Args:
         required: the accuracy that both must exceed.
-        noise: what their accuracies may differ by: two standard errors of the held-out images,
+        noise: what their accuracies may differ by: two standard errors of the held-out inputs,
             as rounding alone makes two trainings drift apart.
         loss_tolerance: what the losses of the first epoch may differ by, as a share: before
             rounding has had time to grow, both sides must follow the same path.

@@ -83,7 +83,7 @@ def model_case(direction: str, candidates: dict[str, Prepare]) -> Case:
 
     def make_inputs(device: torch.device) -> Inputs:
         data, batch = digits.load_images(), side_by_side.BATCH_SIZE
-        return [data.train_images[:batch].to(device), data.train_labels[:batch].to(device)]
+        return [data.train_inputs[:batch].to(device), data.train_targets[:batch].to(device)]
 
     return Case(
         op="digits",
