@@ -78,8 +78,9 @@ inline constexpr int64_t kAttentionFewQueries = 16;
 // Bounds of the intervals, of groups of this many queries
 inline constexpr int64_t kAttentionGroup = 16;
 
-// Terms of the gradients are padded to a multiple of this many queries, which all blocks divide.
-inline constexpr int64_t kAttentionTerms = 64;
+// Terms of the gradients are padded to a multiple of this many queries, which the rows of all
+// blocks divide.
+inline constexpr int64_t kAttentionTerms = 128;
 
 // Whether kernels exist. What they do not cover, torch must compute.
 inline bool attention_cuda_covers(const AttentionSizes& sizes, DType dtype, DType bias_dtype) {

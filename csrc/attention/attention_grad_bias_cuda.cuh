@@ -64,13 +64,8 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlock.blocks)
     copy_rows<kCols, kDims, kThreads>(shared_key, key, col);
     copy_rows<kCols, kDims, kThreads>(shared_value, value, col);
     ptx::cp_async_commit();
-    AttentionTerms terms[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int i = first + row + 8 * r + ptx::lane_id() / 4;
-      terms[r] = {INFINITY, 0};
-      if (i < all.mask.queries) terms[r] = terms_of(args, batch * heads + head)[i];
-    }
+    const AttentionTerms* const terms =
+        terms_of(args, batch * heads + head) + first + row + ptx::lane_id() / 4;
     ptx::cp_async_wait<0>();
     __syncthreads();
     typename Kernel::Scores gradients = {}, scores = {};
@@ -78,7 +73,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlock.blocks)
     multiply_rows<Math, kDims, 1, kCols>(scores, shared_query, row, shared_key);
     differentiate<T, true>(scores[0], gradients[0], all, mask,
                            LanePairs<false, kCols>(first + row, col), kind == kTileFull,
-                           batch * heads + head, [&](int q) { return terms[q]; });
+                           batch * heads + head, [&](int q) { return terms[8 * q]; });
 #pragma unroll
     for (int e = 0; e < kCols / 2; ++e) sums[e / 4][e % 4] += gradients[0][e / 4][e % 4];
   }

@@ -36,8 +36,11 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlock.blocks)
       reinterpret_cast<AttentionTerms*>(tiles + 2 * kCols * kDims * kStages);
 
   int head = kv_head * group;
-  const Steps steps = query_steps(all.mask, first, first + kRows, kCols);
-  TileWalk walk(steps.first, steps.end);
+  const auto start = [&] {
+    const Steps steps = query_steps(all.mask, first, first + kRows, kCols);
+    return TileWalk(steps.first, steps.end);
+  };
+  TileWalk walk = start();
   const auto advance = [&] {
     const auto classify = [&](int tile) {
       return HeadMask{all.mask, batch, head}.classify(
@@ -46,7 +49,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlock.blocks)
     while (!walk.advance(classify)) {
       if (head + 1 == (kv_head + 1) * group) return false;
       ++head;
-      walk = TileWalk(steps.first, steps.end);
+      walk = start();
     }
     return true;
   };

@@ -58,13 +58,8 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlock.blocks)
   ptx::cp_async_commit();
 
   const int row = Kernel::warp_row();
-  AttentionTerms terms[kRowTiles][2];
-#pragma unroll
-  for (int r = 0; r < 2 * kRowTiles; ++r) {
-    const int i = first + row + 8 * r + ptx::lane_id() / 4;
-    terms[r / 2][r % 2] = {INFINITY, 0};
-    if (i < all.mask.queries) terms[r / 2][r % 2] = terms_of(args, each)[i];
-  }
+  const AttentionTerms* const terms =
+      terms_of(args, each) + first + row + ptx::lane_id() / 4;  // read again to save registers
   typename Kernel::Sums sums = {};
   int stage = 0;
 #pragma unroll 1
@@ -87,7 +82,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlock.blocks)
     for (int r = 0; r < kRowTiles; ++r) {
       const LanePairs<false, kCols> pairs(first + row + 16 * r, col);
       differentiate<T, false>(scores[r], gradients[r], all, mask, pairs, is_full, each,
-                              [&](int q) { return terms[r][q]; });
+                              [&](int q) { return terms[16 * r + 8 * q]; });
     }
     multiply_columns<Math, kDims, kRowTiles, kCols, kDims>(sums, gradients, shared_key);
     if (kStages == 1) {

@@ -193,22 +193,18 @@ class TileWalk {
       const AttentionTile kind = tile < end_ ? classify(tile) : kTileEmpty;
       some_ = __ballot_sync(kAllLanes, kind != kTileEmpty);
       full_ = __ballot_sync(kAllLanes, kind == kTileFull);
-      first_ = next_;
       next_ += kWarp;
     }
-    const int bit = __ffs(static_cast<int>(some_)) - 1;
+    bit_ = __ffs(static_cast<int>(some_)) - 1;
     some_ &= some_ - 1;
-    tile_ = first_ + bit;
-    is_full_ = (full_ >> bit & 1) != 0;
     return true;
   }
-  __device__ __forceinline__ int tile() const { return tile_; }
-  __device__ __forceinline__ bool is_full() const { return is_full_; }
+  __device__ __forceinline__ int tile() const { return next_ - kWarp + bit_; }
+  __device__ __forceinline__ bool is_full() const { return (full_ >> bit_ & 1) != 0; }
 
  private:
-  int next_, end_, first_ = 0, tile_ = 0;
+  int next_, end_, bit_ = 0;
   unsigned some_ = 0, full_ = 0;
-  bool is_full_ = false;
 };
 
 }  // namespace fastdl

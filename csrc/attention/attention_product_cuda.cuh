@@ -41,7 +41,7 @@ __device__ __forceinline__ void multiply_rows(float (&sums)[row_tiles][cols / 8]
   using Shared = SharedRows<T, dims>;
   const unsigned lane = ptx::lane_id();
   if constexpr (Math::kTensor) {
-#pragma unroll
+#pragma unroll 4  // registers are few for more loads at once
     for (int step = 0; step < Shared::kChunks / 2; ++step) {
       uint32_t of_a[row_tiles][4];
 #pragma unroll
@@ -140,23 +140,25 @@ __device__ __forceinline__ void multiply_columns(float (&sums)[row_tiles][cols /
   } else {
 #pragma unroll
     for (int k = 0; k < rows / 8; ++k) {
+#pragma unroll 1  // or more would be loaded at once than there are registers
+      for (int pair = 0; pair < 4; ++pair) {
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        float of_a[2 * row_tiles];
-#pragma unroll
-        for (int r = 0; r < 2 * row_tiles; ++r) {
-          of_a[r] =
-              __shfl_sync(kAllLanes, weights[r / 2][k][r % 2 * 2 + e % 2], lane / 4 * 4 + e / 2);
-        }
-#pragma unroll
-        for (int j = 0; j < cols / 8; ++j) {
-          const float2 of_b = *reinterpret_cast<const float2*>(
-              b + Shared::element(8 * k + e, first_chunk + 2 * j, t / 2) + t % 2 * 2);
+        for (int e = 0; e < 2; ++e) {
+          float of_a[2 * row_tiles];
 #pragma unroll
           for (int r = 0; r < 2 * row_tiles; ++r) {
-            float (&sum)[4] = sums[r / 2][j];
-            sum[r % 2 * 2] = fmaf(of_a[r], of_b.x, sum[r % 2 * 2]);
-            sum[r % 2 * 2 + 1] = fmaf(of_a[r], of_b.y, sum[r % 2 * 2 + 1]);
+            of_a[r] = __shfl_sync(kAllLanes, weights[r / 2][k][r % 2 * 2 + e], lane / 4 * 4 + pair);
+          }
+#pragma unroll
+          for (int j = 0; j < cols / 8; ++j) {
+            const int at = Shared::element(8 * k + 2 * pair + e, first_chunk + 2 * j, t / 2);
+            const float2 of_b = *reinterpret_cast<const float2*>(b + at + t % 2 * 2);
+#pragma unroll
+            for (int r = 0; r < 2 * row_tiles; ++r) {
+              float (&sum)[4] = sums[r / 2][j];
+              sum[r % 2 * 2] = fmaf(of_a[r], of_b.x, sum[r % 2 * 2]);
+              sum[r % 2 * 2 + 1] = fmaf(of_a[r], of_b.y, sum[r % 2 * 2 + 1]);
+            }
           }
         }
       }

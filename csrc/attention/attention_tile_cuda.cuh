@@ -51,7 +51,7 @@ __device__ __forceinline__ void copy_rows(T* shared, const HeadRows<const T>& fr
   constexpr int W = Shared::kWidth;
   static_assert(rows * Shared::kChunks % threads == 0);
   if (from.whole) {
-#pragma unroll 4
+#pragma unroll 1  // more takes registers that the loops around it lack
     for (int n = 0; n < rows * Shared::kChunks / threads; ++n) {
       const int i = n * threads + threadIdx.x, row = i / Shared::kChunks,
                 chunk = i % Shared::kChunks;

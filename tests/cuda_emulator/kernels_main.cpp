@@ -155,7 +155,11 @@ Backend emulated(int multiprocessors) {
         args.workspace = workspace.get();
         expect(attention_forward_cuda(args, target()));
       },
-      nullptr,
+      [](AttentionBackwardArgs args) {
+        const Scratch workspace(attention_backward_workspace_cuda(args, target()));
+        args.workspace = workspace.get();
+        expect(attention_backward_cuda(args, target()));
+      },
       [](AttentionMaskTilesArgs args) { expect(attention_mask_tiles_cuda(args, target())); },
       [](AttentionKeptArgs args) { expect(attention_kept_cuda(args, target())); },
       [] { emulator::set_device({processors, capability}); }};

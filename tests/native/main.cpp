@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backends.h"
+#include "buffer.h"
 #include "check.h"
 #include "instruction_sets.h"
 #include "tests.h"
@@ -60,10 +61,18 @@ Backend backend_of() {
           [](MaxPoolIndicesArgs args) { max_pool_indices<isa>(args); },
           [](AveragePoolArgs args) { average_pool_forward<isa>(args); },
           [](AveragePoolArgs args) { average_pool_backward<isa>(args); },
-          nullptr,
-          nullptr,
-          nullptr,
-          nullptr,
+          [](AttentionForwardArgs args) {
+            Buffer workspace(DType::kFloat32, attention_forward_workspace_cpu(args) / 4);
+            args.workspace = workspace.data();
+            attention_forward<isa>(args);
+          },
+          [](AttentionBackwardArgs args) {
+            Buffer workspace(DType::kFloat32, attention_backward_workspace_cpu(args) / 4);
+            args.workspace = workspace.data();
+            attention_backward<isa>(args);
+          },
+          [](AttentionMaskTilesArgs args) { attention_mask_tiles<isa>(args); },
+          [](AttentionKeptArgs args) { attention_kept<isa>(args); },
           [] {}};
 }
 
