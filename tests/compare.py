@@ -33,14 +33,21 @@ def unit_in_the_last_place(value: float, dtype: torch.dtype) -> float:
 
 
 def assert_as_accurate_as_torch(
-    actual: Tensor, native: Tensor, exact: Tensor, *, gradient: bool = False, label: str = ""
+    actual: Tensor,
+    native: Tensor,
+    exact: Tensor,
+    *,
+    gradient: bool = False,
+    atol: float = 0.0,
+    label: str = "",
 ) -> None:
     """Maximum and mean error of `actual` are at most twice (gradients: 3 times) those of `native`.
 
     Both are measured against `exact`, and each may have a few units in the last place of the
     largest exact value more (in float64 64, for the reference is no better there). In a mean over n
-    elements these average out, so that it gets a sqrt(n)-th of them; not so in float64. NaN and
-    infinities must be where torch has them.
+    elements these average out, so that it gets a sqrt(n)-th of them; not so in float64. `atol`
+    more is for differences of numbers larger than the result. NaN and infinities must be where
+    torch has them.
     """
     assert actual.shape == native.shape, f"{label}: shape {actual.shape}, torch {native.shape}"
     assert actual.dtype == native.dtype, f"{label}: {actual.dtype}, torch {native.dtype}"
@@ -62,7 +69,7 @@ def assert_as_accurate_as_torch(
     is_double = native.dtype == torch.float64
     factor = GRADIENT_FACTOR if gradient else VALUE_FACTOR
     ulps = FLOAT64_ULPS if is_double else GRADIENT_ULPS if gradient else VALUE_ULPS
-    slack = ulps * unit_in_the_last_place(largest, native.dtype)
+    slack = ulps * unit_in_the_last_place(largest, native.dtype) + atol
     worst, bound = error.max().item(), factor * native_error.max().item() + slack
     if worst > bound:
         at = index_of(error, int(error.argmax()))
@@ -73,7 +80,7 @@ def assert_as_accurate_as_torch(
         )
     count = int(finite.sum())
     mean, native_mean = error.sum().item() / count, native_error.sum().item() / count
-    mean_slack = slack if is_double else slack / math.sqrt(count)
+    mean_slack = slack if is_double else max(slack / math.sqrt(count), atol)
     if mean > factor * native_mean + mean_slack:
         raise AssertionError(
             f"{label}: mean error {mean:.3e} exceeds {factor:g} x torch's {native_mean:.3e} "
@@ -159,11 +166,13 @@ def check_function(
     gradients: bool = True,
     grad_output: Tensor | None = None,
     kernel: bool = True,
+    strides: bool = True,
+    atol: float = 0.0,
 ) -> None:
     """`call` with fastdl's functions is as accurate as with torch's, gradients included.
 
-    The output also has torch's strides, the inputs keep their values, and no part is
-    handed over to native torch (unless kernel=False).
+    The output also has torch's strides (unless strides=False), the inputs keep their values, and no
+    part is handed over to native torch (unless kernel=False).
     """
     inputs = list(tensors)
     before = [t if t is None else t.clone() for t in inputs]
@@ -177,15 +186,15 @@ def check_function(
             fast, fast_grads = values_and_gradients(call, fastdl.functional, inputs, grad)
     else:
         fast, fast_grads = values_and_gradients(call, fastdl.functional, inputs, grad)
-    assert_same_metadata(fast, native, label)
+    assert_same_metadata(fast, native, label, strides)
     exact_grad = None if grad is None else grad.double()
     exact_inputs: list[Any] = [t if t is None else t.double() for t in inputs]
     exact, exact_grads = values_and_gradients(call, reference, exact_inputs, exact_grad)
-    assert_as_accurate_as_torch(fast, native, exact, label=label)
+    assert_as_accurate_as_torch(fast, native, exact, atol=atol, label=label)
     for number, triple in enumerate(zip(fast_grads, native_grads, exact_grads, strict=True)):
         name = f"{label}: gradient {number}"
         assert_same_metadata(triple[0], triple[1], name, strides=False)
-        assert_as_accurate_as_torch(*triple, gradient=True, label=name)
+        assert_as_accurate_as_torch(*triple, gradient=True, atol=atol, label=name)
     for number, (tensor, copy) in enumerate(zip(inputs, before, strict=True)):
         if tensor is not None and copy is not None:
             assert_same_bits(tensor, copy, f"{label}: input {number} afterwards")

@@ -137,4 +137,13 @@ def scaled_dot_product_attention(
         output = _C.attention(*arguments)
     if output is not None:
         return output
-    return native.scaled_dot_product_attention(*arguments[:6], scale=scale, enable_gqa=enable_gqa)
+    return native.scaled_dot_product_attention(  # by name, as its errors tell
+        query,
+        key,
+        value,
+        attn_mask=attn_mask,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+    )

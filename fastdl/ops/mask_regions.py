@@ -114,8 +114,8 @@ def both(a: Pairs, b: Pairs, sizes: Sizes) -> Pairs:
         allowed.append(dense(Pairs(pieces=pieces), sizes))
         pieces = None
     return Pairs(
-        max(lowest, default=None),
-        min(highest, default=None),
+        max(lowest) if lowest else None,
+        min(highest) if highest else None,
         pieces,
         reduce(torch.logical_and, allowed) if allowed else None,
     )
