@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as native
 from torch import Tensor
@@ -129,8 +131,10 @@ def scaled_dot_product_attention(
         if output is not None:
             return output
     if issubclass(type(attn_mask), Mask):
-        return _with_mask(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    arguments = (query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        own = cast("Mask", attn_mask)
+        return _with_mask(query, key, value, own, dropout_p, is_causal, scale, enable_gqa)
+    mask = cast("Tensor | None", attn_mask)
+    arguments = (query, key, value, mask, dropout_p, is_causal, scale, enable_gqa)
     if is_compiling() or type(attn_mask) is CausalBias:
         output = _by_parts(*arguments)
     else:
@@ -141,7 +145,7 @@ def scaled_dot_product_attention(
         query,
         key,
         value,
-        attn_mask=attn_mask,
+        attn_mask=mask,
         dropout_p=dropout_p,
         is_causal=is_causal,
         scale=scale,
