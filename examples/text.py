@@ -145,7 +145,7 @@ def draw_mask(axes: Axes, ids: Tensor) -> None:
     ticks = range(0, LENGTH + 1, LENGTH // 4)
     axes.set(
         xlabel="key", ylabel="query", xticks=ticks, yticks=ticks,
-        title=f"A row's mask: {some.float().mean():.0%} of {TILE}x{TILE} tiles computed",
+        title=f"{some.float().mean():.0%} of {TILE}x{TILE} tiles computed",
     )  # fmt: skip
 
 
