@@ -52,6 +52,8 @@ def _is_covered(inputs: Three, layer: Layer, call: Call) -> bool:
     """Whether torch would take this call and this file computes it."""
     if not all(isinstance(x, Tensor) and not x.is_nested for x in inputs):
         return False
+    if any(x.layout != torch.strided for x in inputs):
+        return False
     traced = is_exporting() if is_compiling() else torch._C._is_tracing()
     if traced or has_torch_function(inputs):
         return False
