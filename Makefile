@@ -6,6 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready-for-fastdl
 NATIVE := build/native
 ARGS ?=
+ARCHITECTURES ?=
 STEPS ?=
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -60,7 +61,7 @@ format: $(READY)  ## let ruff and clang-format write the files
 	clang-format -i $$(bash tools/native_sources.sh)
 
 cuda-compile: build  ## compile all CUDA code, fail on register spills (needs nvcc, no GPU)
-	@$(RUN) tools/cuda_compile.py
+	@$(RUN) tools/cuda_compile.py $(ARCHITECTURES)
 
 # Another environment, which has a torch with CUDA already: make gpu-check RUN=/usr/bin/python3 READY=
 gpu-check: $(READY)  ## build, tests, sanitizers and benchmark on a GPU (STEPS="tests bench")

@@ -1,4 +1,5 @@
-"""Compiles every CUDA source for sm_80 and sm_90a and prints what each kernel takes.
+"""Compiles every CUDA source for sm_80 and sm_90a (or the architectures that are named: 90a) and
+prints what each kernel takes.
 
 Needs nvcc, but no GPU. Fails when a kernel spills registers or has a stack frame and is not in
 cuda_allow_list.txt, where every entry has a reason. Then checks the glue between torch and the
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / str(sys.implementation.cache_tag)
 OBJECTS = ROOT / "build" / "cuda"
 ALLOW_LIST = Path(__file__).with_name("cuda_allow_list.txt")
-ARCHITECTURES = ("80", "90a")
+ARCHITECTURES = tuple(sys.argv[1:]) or ("80", "90a")
 # As CMake compiles them; how fast the launchers on the host are does not matter here.
 FLAGS = ("-std=c++20", "-O0", "-DNDEBUG", "-DFASTDL_WITH_CUDA", f"-I{ROOT / 'csrc'}", "-Xptxas=-v")
 ENTRY = re.compile(r"Compiling entry function \S+ for 'sm_(\w+)'\n")
@@ -81,7 +82,7 @@ def kernels_in(report: str) -> list[Kernel]:
 
 def architectures(source: Path) -> tuple[str, ...]:
     """What a source is for."""
-    return ARCHITECTURES[-1:] if source.stem.endswith("_sm90") else ARCHITECTURES
+    return ("90a",) if source.stem.endswith("_sm90") else ARCHITECTURES
 
 
 def compile_one(nvcc: str, source: Path) -> tuple[str, list[Kernel]]:
