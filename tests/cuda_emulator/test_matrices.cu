@@ -91,7 +91,7 @@ __global__ void product(const T* a, const T* b, float* c, int* planted_line) {
   }
 }
 
-// The two halves of an x4 load by x2 loads
+// The two halves of an x4 load by x2 loads, and the transposition of a loaded matrix
 __global__ void pairs_of_loads(const uint4* x, uint32_t* y) {
   __shared__ uint4 rows[32];
   rows[threadIdx.x] = x[threadIdx.x];
@@ -103,7 +103,8 @@ __global__ void pairs_of_loads(const uint4* x, uint32_t* y) {
   ptx::ldmatrix_x2(two, &rows[16 + lane % 16]);
   ptx::ldmatrix_x2_trans(two_trans, &rows[16 + lane % 16]);
   y[lane] = four[2] == two[0] && four[3] == two[1] && four_trans[2] == two_trans[0] &&
-            four_trans[3] == two_trans[1] && four[2] != four_trans[2];
+            four_trans[3] == two_trans[1] && four[2] != four_trans[2] &&
+            ptx::movmatrix_trans(four[2]) == four_trans[2];
 }
 
 template <bool kPlanted>
@@ -177,7 +178,7 @@ void test_matrices() {
   DeviceArray<uint32_t> same(32, 0u);
   bool right = launch(pairs_of_loads, {1, 32}, kTarget, x, same).ok();
   for (int i = 0; i < 32; ++i) right &= same[i] == 1;
-  check(right, "ldmatrix of two and of four matrices");
+  check(right, "ldmatrix of two and of four matrices, and movmatrix");
   DeviceArray<float> y(32, 0.0f);
   float* out = y;
   CHECK_PLANTED(kMisaligned, misaligned_row, (LaunchShape{1, 32}), out);

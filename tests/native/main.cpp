@@ -2,16 +2,29 @@
 // program.
 #include <algorithm>
 #include <cstdio>
+#include <new>
 #include <vector>
 
 #include "backends.h"
-#include "buffer.h"
 #include "check.h"
 #include "instruction_sets.h"
 #include "tests.h"
 
 namespace fastdl::testing {
 namespace {
+
+// Memory for the time of one call, aligned to 64 bytes
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes) : data_(::operator new(bytes, kAlignment)) {}
+  Workspace(const Workspace&) = delete;
+  ~Workspace() { ::operator delete(data_, kAlignment); }
+  void* data() const { return data_; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  void* data_;
+};
 
 template <CpuIsa isa>
 Backend backend_of() {
@@ -62,12 +75,12 @@ Backend backend_of() {
           [](AveragePoolArgs args) { average_pool_forward<isa>(args); },
           [](AveragePoolArgs args) { average_pool_backward<isa>(args); },
           [](AttentionForwardArgs args) {
-            Buffer workspace(DType::kFloat32, attention_forward_workspace_cpu(args) / 4);
+            const Workspace workspace(attention_forward_workspace<isa>(args));
             args.workspace = workspace.data();
             attention_forward<isa>(args);
           },
           [](AttentionBackwardArgs args) {
-            Buffer workspace(DType::kFloat32, attention_backward_workspace_cpu(args) / 4);
+            const Workspace workspace(attention_backward_workspace<isa>(args));
             args.workspace = workspace.data();
             attention_backward<isa>(args);
           },
@@ -101,6 +114,7 @@ int main() {
   test_parallel();
   test_row_plan();
   test_conv_cuda_plan();
+  test_attention_cuda_plan();
   test_conv_depthwise();
   test_softmax();
   test_layer_norm();

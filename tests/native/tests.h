@@ -24,6 +24,7 @@ void test_conv_kernels();  // of CUDA, in the emulator alone
 void test_parallel();
 void test_row_plan();
 void test_conv_cuda_plan();
+void test_attention_cuda_plan();
 void test_conv_depthwise();
 
 // Whether a dropout keeps element i, as common/dropout_mask.h has it.
