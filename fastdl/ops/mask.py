@@ -94,7 +94,7 @@ class Mask:
         self._biases = biases
         self._alibi = alibi
         self._soft_cap = soft_cap
-        self._kept: OrderedDict[Sizes, MaskParts] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], MaskParts] = OrderedDict()
 
     def __and__(self, other: Mask) -> Mask:
         if not isinstance(other, Mask):
@@ -142,13 +142,13 @@ class Mask:
 
         Raises ValueError if what the mask was made of does not fit the sizes.
         """
-        sizes = Sizes(batch, heads, queries, keys, torch.device(device))
+        sizes = (batch, heads, queries, keys, device)  # quicker to look up than Sizes
         if is_compiling():
-            return self._parts(sizes)
+            return self._parts(Sizes(*sizes[:4], torch.device(device)))
         if (kept := self._kept.get(sizes)) is not None:
             return kept
         with torch.inference_mode(False):  # a later call may want gradients
-            parts = self._parts(sizes)
+            parts = self._parts(Sizes(*sizes[:4], torch.device(device)))
         # Views of a bias belong to one graph, fake tensors to one mode.
         if not self._biases and all(type(t) is Tensor for t in parts.tensors()):
             self._kept[sizes] = parts
