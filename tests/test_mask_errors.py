@@ -10,6 +10,8 @@ import torch
 from fastdl import masks
 from fastdl.masks import Mask
 
+pytestmark = pytest.mark.cpu_only("values are looked at there alone")
+
 SIZES = (2, 4, 5, 6)  # batch, heads, queries, keys
 
 
