@@ -223,7 +223,8 @@ def multi_head_attention_forward(
         out_proj_bias,
     )
     call = Call(key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal, False)
-    if static_k is None and static_v is None and query.shape[-1] == embed_dim_to_check:
+    fits = isinstance(query, Tensor) and query.shape[-1] == embed_dim_to_check
+    if fits and static_k is None and static_v is None:
         output = _attention((query, key, value), layer, call)
         if output is not None:
             return output
@@ -274,6 +275,15 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> Output:
+        if isinstance(query, torch.fx.Proxy):  # a leaf, as torch's class is one for torch.fx
+            given = (query, key, value, key_padding_mask, need_weights, attn_mask)
+            recorded: Output = query.tracer.create_proxy(
+                "call_module",
+                query.tracer.path_of_module(self),
+                (*given, average_attn_weights, is_causal),
+                {},
+            )
+            return recorded
         layer = Layer(
             self.num_heads,
             self.in_proj_weight,
