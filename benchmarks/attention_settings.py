@@ -177,11 +177,9 @@ def fast_and_dense(
         assert allowed is not None
         return allowed
 
-    others = {"mask that is added": added_mask(dense), **other.pop("others", {})}
     return Setting(
-        group, size, label, share, with_mask(lambda device: mask), with_mask(dense),
-        others=others, **other,
-    )  # fmt: skip
+        group, size, label, share, with_mask(lambda device: mask), with_mask(dense), **other
+    )
 
 
 def by_text(lengths: Sequence[int], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -238,7 +236,7 @@ def slanted(size: Size, **other: Any) -> Setting:
     )  # fmt: skip
 
 
-def dropped(setting: Setting) -> Setting:
+def dropped(setting: Setting, quick: bool = True) -> Setting:
     """The same with dropout."""
 
     def with_dropout(arguments: Arguments) -> Arguments:
@@ -247,4 +245,5 @@ def dropped(setting: Setting) -> Setting:
     return Setting(
         "dropout", setting.size, f"{setting.label} dropout 0.1".strip(), setting.share,
         with_dropout(setting.fast), with_dropout(setting.native), exact=False,
+        quick=quick,
     )  # fmt: skip
