@@ -22,7 +22,7 @@ struct AttentionBackwardPlan {
   int64_t chunks, chunk_blocks;
 
   AttentionBackwardPlan(const AttentionBackwardArgs& args, int64_t row_bytes) {
-    constexpr int64_t kTasks = 32, kLeastBlocks = 2, kMostBytes = int64_t{256} << 20;
+    constexpr int64_t kTasks = 32, kLeastBlocks = 2, kMostBytes = int64_t{128} << 20;
     const AttentionSizes& s = args.sizes;
     const AttentionStrides& bias = args.grad_bias_strides;
     const bool shared = args.grad_bias != nullptr;

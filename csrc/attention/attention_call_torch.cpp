@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "attention/attention_torch.h"
+#include "common/cpu_isa.h"
 #include "torch/hand_over.h"
 #include "torch/random_seed.h"
 
@@ -147,6 +148,15 @@ const char* reason_of_shape(Call& c) {
   return nullptr;
 }
 
+// With AVX-512 torch multiplies 16-bit types by instructions that the kernels here do not use.
+bool is_faster_by_torch(const Call& c) {
+  const AttentionOptions& o = c.options;
+  const bool of_torch = !o.begin && !o.lowest && !o.slopes && o.soft_cap == 0 && o.dropout_p == 0 &&
+                        !requires_grad(o.bias) && o.highest.value_or(0) == 0;
+  return of_torch && !is_on_gpu(c.query) && cpu_isa() == CpuIsa::kAvx512 &&
+         c.query.element_size() == 2;
+}
+
 const char* reason_of_settings(const Call& c) {
   const AttentionOptions& o = c.options;
   if (!(o.dropout_p >= 0 && o.dropout_p < 1)) return "a dropout_p outside of [0, 1)";
@@ -161,6 +171,7 @@ const char* reason_of_settings(const Call& c) {
     inference = inference || (*part && (*part)->is_inference());
   }
   if (any && inference) return "an inference tensor that the backward would need";
+  if (is_faster_by_torch(c)) return "native torch is faster here";
   return attention_has_kernel(c.query, c.query.size(3), c.value.size(3))
              ? nullptr
              : "no kernel for this head_dim or CPU";

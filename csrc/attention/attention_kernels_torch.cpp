@@ -126,7 +126,6 @@ Tensor attention_mask_without_repetitions(Tensor mask) {
   return with_rows_side_by_side(mask);
 }
 
-// The place for what native torch computes faster, once something is.
 bool attention_has_kernel(const Tensor& like, int64_t head_dim, int64_t value_dim) {
   if (!kernel_dtype(like.scalar_type()) || like.scalar_type() == at::kDouble) return false;
   if (head_dim > kMostCols || value_dim > kMostCols) return false;

@@ -76,9 +76,8 @@ void conv_backward_weight<kBuildIsa>(const ConvBackwardWeightArgs& args, const C
                                [&]<class T> { conv_detail::depthwise_backward_weight<T>(args); });
   }
   const bool winograd = plan.algorithm == ConvAlgorithm::kWinograd;
-  const int64_t floats = winograd
-                             ? winograd_weight_sizes(args.shape, kLaneCount).floats()
-                             : weight_sizes(args.shape, kPanelWidth).floats();
+  const int64_t floats = winograd ? winograd_weight_sizes(args.shape, kLaneCount).floats()
+                                  : weight_sizes(args.shape, kPanelWidth).floats();
   dispatch_conv_dtype(args.dtype, [&]<class T> {
     conv_detail::for_groups(args, floats, [&](int64_t group, float* workspace) {
       winograd ? conv_detail::winograd_backward_weight<T>(args, group, workspace)
