@@ -233,7 +233,7 @@ def alibi(slopes: int | Tensor | Sequence[float], *, bottom_right: bool = False)
 
 
 def soft_cap(cap: float) -> Mask:
-    r"""Makes every score s :math:`c 	anh(s / c)`, before a bias is added, as Gemma 2 does."""
+    r"""Makes every score s :math:`c \tanh(s / c)`, before a bias is added, as Gemma 2 does."""
     if not 0 < cap < float("inf"):
         raise ValueError(f"soft_cap expects a finite number above 0, got {cap}")
     return Mask(soft_cap=float(cap))

@@ -1,12 +1,11 @@
 // Autograd, autocast and torch.func of attention. Entry points: attention_call_torch.cpp.
 #include <ATen/ATen.h>
-#include <ATen/core/TorchDispatchUtils.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "attention/attention_op_torch.h"
+#include "torch/backward.h"
 #include "torch/hand_over.h"
 
 namespace fastdl {
@@ -56,19 +55,6 @@ using torch::autograd::variable_list;
 Tensor tensor_or_undefined(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
 OptionalTensor optional(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
-
-// A compiler records the backward as it runs: with our op, for which it has no other.
-bool is_being_compiled() {
-  using c10::impl::TorchDispatchModeKey;
-  using c10::impl::TorchDispatchModeTLS;
-  return TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::FUNCTIONAL).has_value() ||
-         TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::PROXY).has_value();
-}
-
-const char* reason_of_backward(const Tensor& grad_output) {
-  if (at::GradMode::is_enabled()) return "create_graph=True";
-  return is_being_compiled() ? nullptr : reason_to_hand_over(grad_output);
 }
 
 // Numbers in lists, as every entry of saved_data costs a call most of a microsecond.
@@ -140,13 +126,6 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     return results;
   }
 };
-
-// torch.func, which knows no autograd function of C++
-bool is_transformed() {
-  using c10::impl::tls_is_dispatch_key_included;
-  return tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
-         tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
-}
 
 AttentionResult attention_autograd(const Tensor& query, const Tensor& key, const Tensor& value,
                                    const AttentionOptions& options) {

@@ -217,7 +217,7 @@ class BackwardBlock {
 
   void add_to_bias(const Panel& panel, const KeyTile& tile, const float* grads) {
     const AttentionStrides& strides = args_.grad_bias_strides;
-    planes_to_pixels(turned_, kMaskCols, grads, kPanelWidth, tile.count, panel.count);
+    transpose(turned_, kMaskCols, grads, kPanelWidth, tile.count, panel.count);
     float* to = args_.grad_bias + offset(strides, b_, h_) + panel.first * strides.row +
                 tile.first * strides.col;
     for (int64_t i = 0; i < panel.count; ++i, to += strides.row) {

@@ -34,12 +34,8 @@ OptionalSize optional(std::optional<Integer> size) {
 
 // Like reason_to_hand_over(), which takes no other dtypes than those of values.
 const char* reason_of_mask(const Tensor& mask, const Tensor& query) {
-  using c10::DispatchKey;
-  constexpr c10::DispatchKeySet plain(
-      {DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::AutocastCPU, DispatchKey::CUDA,
-       DispatchKey::AutogradCUDA, DispatchKey::AutocastCUDA, DispatchKey::ADInplaceOrView});
   if (!mask.defined()) return "an undefined tensor";
-  if ((mask.key_set().raw_repr() & ~plain.raw_repr()) != 0) return "not a plain dense tensor";
+  if (!is_plain_dense(mask)) return "not a plain dense tensor";
   return mask.device() == query.device() ? nullptr : "arguments on several devices";
 }
 
@@ -172,9 +168,8 @@ const char* reason_of_settings(const Call& c) {
   }
   if (any && inference) return "an inference tensor that the backward would need";
   if (is_faster_by_torch(c)) return "native torch is faster here";
-  return attention_has_kernel(c.query, c.query.size(3), c.value.size(3))
-             ? nullptr
-             : "no kernel for this head_dim or CPU";
+  return attention_has_kernel(c.query, c.key, c.value) ? nullptr
+                                                       : "no kernel for this head_dim or CPU";
 }
 
 // Whether torch.nn.attention.sdpa_kernel, or a global setting, forbids any of torch's kernels.

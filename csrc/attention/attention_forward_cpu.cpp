@@ -24,6 +24,7 @@ inline namespace CPU_CAPABILITY {
 namespace attention_detail {
 namespace {
 
+constexpr int64_t kBlockQueries = 128, kBlockPanels = kBlockQueries / kPanelWidth;
 constexpr int64_t kWindow = 256, kWindowTiles = kWindow / kMaskCols;
 
 // A panel of queries and what has been summed for it

@@ -4,9 +4,10 @@
 #include <algorithm>
 
 #include "attention/attention.h"
+#include "attention/attention_cuda_plan.h"
 #include "attention/attention_torch.h"
-#include "conv/conv_memory_torch.h"
 #include "torch/run_kernel.h"
+#include "torch/workspace.h"
 
 namespace fastdl {
 namespace {
@@ -126,13 +127,15 @@ Tensor attention_mask_without_repetitions(Tensor mask) {
   return with_rows_side_by_side(mask);
 }
 
-bool attention_has_kernel(const Tensor& like, int64_t head_dim, int64_t value_dim) {
-  if (!kernel_dtype(like.scalar_type()) || like.scalar_type() == at::kDouble) return false;
-  if (head_dim > kMostCols || value_dim > kMostCols) return false;
+bool attention_has_kernel(const Tensor& query, const Tensor& key, const Tensor& value) {
+  const auto dtype = kernel_dtype(query.scalar_type());
+  const AttentionSizes sizes = sizes_of(query, key, value);
+  if (!dtype || *dtype == DType::kFloat64) return false;
+  if (is_on_gpu(query)) return attention_cuda_covers(sizes, *dtype, DType::kFloat32);
 #if defined(__x86_64__)
-  if (!is_on_gpu(like) && cpu_isa() == CpuIsa::kDefault) return false;
+  if (cpu_isa() == CpuIsa::kDefault) return false;
 #endif
-  return true;
+  return std::max(sizes.head_dim, sizes.value_dim) <= kMostCols;
 }
 
 std::tuple<Tensor, Tensor> run_attention(const Tensor& query, const Tensor& key,
@@ -166,7 +169,7 @@ std::tuple<Tensor, Tensor> run_attention(const Tensor& query, const Tensor& key,
   run_kernel(
       q,
       [&]<CpuIsa isa> {
-        const c10::DataPtr memory = conv_memory(attention_forward_workspace<isa>(args));
+        const c10::DataPtr memory = workspace_memory(attention_forward_workspace<isa>(args));
         args.workspace = memory.get();
         attention_forward<isa>(args);
       },
@@ -234,7 +237,7 @@ std::array<Tensor, 4> run_attention_backward(const Tensor& grad_output, const Te
   run_kernel(
       q,
       [&]<CpuIsa isa> {
-        const c10::DataPtr memory = conv_memory(attention_backward_workspace<isa>(args));
+        const c10::DataPtr memory = workspace_memory(attention_backward_workspace<isa>(args));
         args.workspace = memory.get();
         attention_backward<isa>(args);
       },

@@ -225,7 +225,7 @@ class PanelMask {
       return;
     }
     if (count < kPanelWidth) std::memset(turned, 0, sizeof(turned));
-    planes_to_pixels(turned, kPanelWidth, rows, kMaskCols, count, keys);
+    transpose(turned, kPanelWidth, rows, kMaskCols, count, keys);
     for_scores(scores, keys, [&](int64_t j, int64_t i, Vec<float> score) {
       return f(score, Vec<float>::loadu(turned + j * kPanelWidth + i));
     });

@@ -17,8 +17,6 @@ namespace fastdl {
 inline namespace CPU_CAPABILITY {
 namespace attention_detail {
 
-inline constexpr int64_t kBlockQueries = 128;  // a task of the forward
-inline constexpr int64_t kBlockPanels = kBlockQueries / kPanelWidth;
 inline constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
 template <class F>
@@ -55,7 +53,7 @@ inline void pack_panel(float* panel, const Rows& rows, int64_t first, int64_t co
                        float scale) {
   if (count < kPanelWidth) std::memset(panel, 0, dim * kPanelWidth * sizeof(float));
   dispatch_attention_dtype(rows.dtype, [&]<class T> {
-    planes_to_pixels(panel, kPanelWidth, rows.row<T>(first), rows.stride, count, dim);
+    transpose(panel, kPanelWidth, rows.row<T>(first), rows.stride, count, dim);
   });
   if (scale == 1.0f) return;
   for (int64_t k = 0; k < dim * kPanelWidth; k += kLaneCount) {
@@ -97,7 +95,7 @@ inline void store_panel(const Rows& to, int64_t first, float* panel, const float
   for (int64_t k = 0; k < dim * kPanelWidth; k += kLaneCount) {
     (Vec<float>::loadu(panel + k) * Vec<float>::loadu(scale + k % kPanelWidth)).store(panel + k);
   }
-  planes_to_pixels(turned, dim, panel, kPanelWidth, dim, count);
+  transpose(turned, dim, panel, kPanelWidth, dim, count);
   store_rows(to, first, turned, dim, count, dim);
 }
 

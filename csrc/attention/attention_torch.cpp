@@ -65,7 +65,7 @@ void check_arguments(const Tensor& query, const Tensor& key, const Tensor& value
 
 bool is_covered(const Tensor& query, const Tensor& key, const Tensor& value) {
   return query.numel() > 0 && key.numel() > 0 && value.numel() > 0 &&
-         attention_has_kernel(query, query.size(3), value.size(3));
+         attention_has_kernel(query, key, value);
 }
 
 std::vector<c10::SymInt> output_sizes(const Tensor& query, const Tensor& value) {

@@ -40,8 +40,8 @@ at::Tensor empty_in_order_of(const at::Tensor& like, c10::SymIntArrayRef sizes);
 // The part of a mask that does not lie in the same memory again.
 at::Tensor attention_mask_without_repetitions(at::Tensor mask);
 
-// Whether a kernel of ours is the one to compute this, of tensors that are like `like`.
-bool attention_has_kernel(const at::Tensor& like, int64_t head_dim, int64_t value_dim);
+// Whether kernels cover tensors of these sizes and dtype.
+bool attention_has_kernel(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value);
 
 // The kernels. Output and lse; gradients of query, key, value and bias where they are wanted.
 std::tuple<at::Tensor, at::Tensor> run_attention(const at::Tensor& query, const at::Tensor& key,

@@ -47,11 +47,11 @@ inline void widen_row(float* to, const T* from, int64_t count) {
       count, [&](int64_t i, auto n) { store_vector(to + i, load_vector(from + i, n, 0.0f), n); });
 }
 
-// to[col][channel] = from[channel][col], `channels` rows from_stride apart into pixels to_stride
-// apart.
+// to[col][channel] = from[channel][col]: `channels` rows from_stride apart become rows of as many
+// elements to_stride apart.
 template <class T>
-inline void planes_to_pixels(float* to, int64_t to_stride, const T* from, int64_t from_stride,
-                             int64_t channels, int64_t cols) {
+inline void transpose(float* to, int64_t to_stride, const T* from, int64_t from_stride,
+                      int64_t channels, int64_t cols) {
   int64_t c = 0;
   for (; c + kTransposed <= channels; c += kTransposed) {
     const T* rows = from + c * from_stride;

@@ -1,12 +1,11 @@
 // Autograd, autocast and torch.func of convolution. Entry points: conv_call_torch.cpp.
 #include <ATen/ATen.h>
-#include <ATen/core/TorchDispatchUtils.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "conv/conv_torch.h"
+#include "torch/backward.h"
 #include "torch/hand_over.h"
 
 namespace fastdl {
@@ -56,19 +55,6 @@ struct Numbers {
   int64_t groups() const { return values[4 * dims()]; }
   bool flag(size_t i) const { return values[4 * dims() + 1 + i] != 0; }
 };
-
-// A compiler records the backward as it runs: with our op, for which it has no other.
-bool is_being_compiled() {
-  using c10::impl::TorchDispatchModeKey;
-  using c10::impl::TorchDispatchModeTLS;
-  return TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::FUNCTIONAL).has_value() ||
-         TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::PROXY).has_value();
-}
-
-const char* reason_of_backward(const Tensor& grad_output) {
-  if (at::GradMode::is_enabled()) return "create_graph=True";
-  return is_being_compiled() ? nullptr : reason_to_hand_over(grad_output);
-}
 
 struct ConvolutionFunction : torch::autograd::Function<ConvolutionFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight,
@@ -139,13 +125,6 @@ struct ConvolutionFunction : torch::autograd::Function<ConvolutionFunction> {
     return {of_input, of_weight, of_bias};
   }
 };
-
-// torch.func, which knows no autograd function of C++
-bool is_transformed() {
-  using c10::impl::tls_is_dispatch_key_included;
-  return tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
-         tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
-}
 
 Tensor native_convolution(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                           const OptionalTensor& residual, IntArrayRef stride, IntArrayRef padding,

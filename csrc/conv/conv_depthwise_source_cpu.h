@@ -244,7 +244,7 @@ class DepthwiseSource {
     const bool direct = !cut_.spreads() && (cols % kTransposed == 0 || cols > 8 * kTransposed);
     if (!direct) {
       const int64_t stride = cut_.spreads() ? channels : kBlockLanes;
-      planes_to_pixels(pixels_, stride, from, plane, channels, count * cols);
+      transpose(pixels_, stride, from, plane, channels, count * cols);
       for (int64_t row = 0; row < count; ++row, to += cut_.row_floats()) {
         const float* const pixel = pixels_ + (row * cols + first_) * stride;
         if (!cut_.spreads()) {
@@ -259,7 +259,7 @@ class DepthwiseSource {
       return;
     }
     for (int64_t row = 0; row < count; ++row, from += cols, to += cut_.row_floats()) {
-      planes_to_pixels(to, kBlockLanes, from + first_, plane, channels, count_);
+      transpose(to, kBlockLanes, from + first_, plane, channels, count_);
     }
   }
 

@@ -6,11 +6,11 @@
 #include <atomic>
 
 #include "common/parallel.h"
-#include "conv/conv_memory_torch.h"
 #include "conv/conv_torch.h"
 #include "conv/conv_weight_cache_torch.h"
 #include "torch/hand_over.h"
 #include "torch/run_kernel.h"
+#include "torch/workspace.h"
 
 namespace fastdl {
 namespace {
@@ -63,7 +63,7 @@ PackedWeight packed_for(const Tensor& weight, const ConvShape& shape, ConvDirect
   }
   const auto packed = std::make_shared<c10::DataPtr>(
       keep ? c10::GetAllocator(c10::kCPU)->allocate(plan.packed_weight_bytes)
-           : conv_memory(plan.packed_weight_bytes));
+           : workspace_memory(plan.packed_weight_bytes));
   args.packed_weight = packed->get();
   call_best_isa([&]<CpuIsa isa> { conv_pack_weight<isa>(args); });
   if (keep) keep_packed(weight, args, plan.packed_weight_bytes, packed);
@@ -78,7 +78,7 @@ struct PlanMemory {
 std::optional<PlanMemory> memory_of_plan(const Tensor& weight, const ConvShape& shape,
                                          ConvDirection direction, const ConvPlan& plan, bool keep) {
   return if_memory_allows([&] {
-    c10::DataPtr workspace = conv_memory(plan.workspace_bytes);
+    c10::DataPtr workspace = workspace_memory(plan.workspace_bytes);
     return PlanMemory{packed_for(weight, shape, direction, plan, keep), std::move(workspace)};
   });
 }
@@ -151,7 +151,7 @@ std::tuple<Tensor, Tensor> run_conv_backward_weight(const Tensor& grad_output, c
     return run_conv_backward_weight_cuda(grad_output, input, shape, wants_bias);
   }
   const ConvPlan plan = plan_on_cpu(input, shape, direction);
-  const auto workspace = if_memory_allows([&] { return conv_memory(plan.workspace_bytes); });
+  const auto workspace = if_memory_allows([&] { return workspace_memory(plan.workspace_bytes); });
   if (!workspace) return {};
   const MemoryFormat format = conv_format(shape);
   const Tensor dy = grad_output.contiguous(format), x = input.contiguous(format);

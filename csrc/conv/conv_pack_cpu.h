@@ -44,11 +44,11 @@ void load_weight(const WeightView<T>& weight, int64_t group, int64_t channel, in
   if (columns < kPanelWidth) std::fill_n(to, count * taps * kPanelWidth, 0.0f);
   const bool joined_taps = weight.w_stride == 1 && weight.h_stride == weight.kernel_w;
   if (joined_taps && weight.from_stride == taps) {
-    return planes_to_pixels(to, kPanelWidth, from, weight.column_stride, columns, count * taps);
+    return transpose(to, kPanelWidth, from, weight.column_stride, columns, count * taps);
   }
   for (int64_t c = 0; c < count; ++c, from += weight.from_stride, to += taps * kPanelWidth) {
     if (joined_taps && weight.column_stride != 1) {
-      planes_to_pixels(to, kPanelWidth, from, weight.column_stride, columns, taps);
+      transpose(to, kPanelWidth, from, weight.column_stride, columns, taps);
       continue;
     }
     for (int64_t tap = 0; tap < taps; ++tap) {

@@ -45,7 +45,7 @@ void pack_rows(const ConvPackArgs& args) {
                       channel * weight.from_stride;
       float* to = packed + (group * sum.from_channels + channel) * rows + row * channels;
       if (weight.column_stride == 1) {
-        planes_to_pixels(to, channels, from, weight.from_stride, channels, count);
+        transpose(to, channels, from, weight.from_stride, channels, count);
         continue;
       }
       for (int64_t k = 0; k < count; ++k, to += channels, from += weight.column_stride) {

@@ -55,8 +55,8 @@ void load_window(float* to, int64_t to_stride, const Image<const T>& image, cons
   };
   if (image.channel_stride != 1 && window.x == 0 && window.cols == image.w && window.y >= 0 &&
       window.y + window.rows <= image.h) {  // whole rows lie side by side
-    return planes_to_pixels(to, to_stride, image.data + window.y * image.w, image.channel_stride,
-                            channels, window.rows * window.cols);
+    return transpose(to, to_stride, image.data + window.y * image.w, image.channel_stride, channels,
+                     window.rows * window.cols);
   }
   for (int64_t row = 0; row < window.rows; ++row) {
     float* pixels = to + row * window.cols * to_stride;
@@ -70,7 +70,7 @@ void load_window(float* to, int64_t to_stride, const Image<const T>& image, cons
     const T* from = image.data + (y * image.w + window.x + first) * image.pixel_stride;
     float* inside = pixels + first * to_stride;
     if (image.channel_stride != 1) {
-      planes_to_pixels(inside, to_stride, from, image.channel_stride, channels, end - first);
+      transpose(inside, to_stride, from, image.channel_stride, channels, end - first);
     } else if (image.pixel_stride == channels && to_stride == channels) {
       widen_row(inside, from, (end - first) * channels);
     } else {

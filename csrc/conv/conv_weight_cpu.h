@@ -122,7 +122,7 @@ void load_input_row(const Image<const T>& image, int64_t y, int64_t x, int64_t c
   if (!inside) return;
   const T* from = image.data + (y * image.w + x + first) * image.pixel_stride;
   if (image.channel_stride == 1) {  // the same, with pixels and channels exchanged
-    planes_to_pixels(to + first, plane_stride, from, image.pixel_stride, end - first, channels);
+    transpose(to + first, plane_stride, from, image.pixel_stride, end - first, channels);
     return;
   }
   for (int64_t c = 0; c < channels; ++c) {

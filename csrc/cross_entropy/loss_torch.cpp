@@ -56,13 +56,8 @@ const char* reason_of_loss(at::IntArrayRef shape, const Tensor& logits, const Te
 }
 
 const char* reason_of_target(const Tensor& target) {
-  using c10::DispatchKey;
-  constexpr c10::DispatchKeySet plain(
-      {DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::AutocastCPU, DispatchKey::CUDA,
-       DispatchKey::AutogradCUDA, DispatchKey::AutocastCUDA, DispatchKey::ADInplaceOrView});
   if (!target.defined()) return "an undefined tensor";
-  const bool is_plain = (target.key_set().raw_repr() & ~plain.raw_repr()) == 0;
-  return is_plain ? nullptr : "a target that is not a plain dense tensor";
+  return is_plain_dense(target) ? nullptr : "a target that is not a plain dense tensor";
 }
 
 std::optional<int64_t> reduction_of(const std::string& name) {

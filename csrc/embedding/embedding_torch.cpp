@@ -177,12 +177,8 @@ TORCH_LIBRARY_IMPL(fastdl, Autograd, library) {
 // Why no kernel takes these indices, or nullptr: they are integers, which reason_to_hand_over()
 // does not know.
 const char* reason_of_indices(const Tensor& indices, const Tensor& weight) {
-  using c10::DispatchKey;
-  constexpr c10::DispatchKeySet plain(
-      {DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::AutocastCPU, DispatchKey::CUDA,
-       DispatchKey::AutogradCUDA, DispatchKey::AutocastCUDA, DispatchKey::ADInplaceOrView});
   if (!indices.defined()) return "an undefined tensor";
-  if ((indices.key_set().raw_repr() & ~plain.raw_repr()) != 0) return "not a plain dense tensor";
+  if (!is_plain_dense(indices)) return "not a plain dense tensor";
   if (indices.device() != weight.device()) return "tensors on different devices";
   if (indices.scalar_type() != at::kLong && indices.scalar_type() != at::kInt) {
     return "indices that are not int64 or int32";

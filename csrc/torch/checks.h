@@ -56,12 +56,17 @@ inline std::optional<DType> kernel_dtype(at::ScalarType type) {
   }
 }
 
-// Why no kernel covers a call with this tensor now, or nullptr when one does.
-inline const char* reason_to_hand_over(const at::Tensor& tensor) {
+// Whether a tensor is strided, on the CPU or a GPU, and nothing but torch's own.
+inline bool is_plain_dense(const at::Tensor& tensor) {
   using c10::DispatchKey;
   constexpr c10::DispatchKeySet plain(
       {DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::AutocastCPU, DispatchKey::CUDA,
        DispatchKey::AutogradCUDA, DispatchKey::AutocastCUDA, DispatchKey::ADInplaceOrView});
+  return (tensor.key_set().raw_repr() & ~plain.raw_repr()) == 0;
+}
+
+// Why no kernel covers a call with this tensor now, or nullptr when one does.
+inline const char* reason_to_hand_over(const at::Tensor& tensor) {
   const c10::DispatchKeySet modes = c10::impl::tls_local_dispatch_key_set().included_;
   if ((modes.raw_repr() & ~c10::default_included_set.raw_repr()) != 0) {
     return "a torch.func transform, tracer or dispatch mode is on";
@@ -72,7 +77,7 @@ inline const char* reason_to_hand_over(const at::Tensor& tensor) {
   } else if (!tensor.device().is_cpu()) {
     return "no kernel for this device";
   }
-  if ((tensor.key_set().raw_repr() & ~plain.raw_repr()) != 0) return "not a plain dense tensor";
+  if (!is_plain_dense(tensor)) return "not a plain dense tensor";
   if (!kernel_dtype(tensor.scalar_type())) return "no kernel for this dtype";
   if (tensor._fw_grad(/*level=*/0).defined()) return "forward-mode differentiation";
   return nullptr;

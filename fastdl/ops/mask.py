@@ -48,22 +48,16 @@ class MaskParts:
         """
         if device is None:
             device = next((t.device for t in self.tensors()), torch.device("cpu"))
-        rows = torch.arange(queries, device=device)[:, None]
+        rows = torch.arange(queries, device=device).view(1, 1, -1, 1)
         cols = torch.arange(keys, device=device)
-        parts = [] if self.allowed is None else [self.allowed]
-        if self.lowest is not None:
-            parts.append((cols - rows >= self.lowest)[None, None])
-        if self.highest is not None:
-            parts.append((cols - rows <= self.highest)[None, None])
-        if self.begin is not None and self.end is not None:
-            inside = (self.begin[..., None] <= cols) & (cols < self.end[..., None])
-            parts.append(inside.any(0))
+        spans = None if self.begin is None or self.end is None else (self.begin, self.end)
+        pairs = regions.dense(self.lowest, self.highest, spans, self.allowed, rows, cols)
         bias = self.bias
         if self.slopes is not None:
             distances = (rows + self.slope_offset - cols).abs()
             slanted = -self.slopes[:, :, None, None] * distances
             bias = slanted if bias is None else bias + slanted
-        return reduce(torch.logical_and, parts) if parts else None, bias
+        return pairs, bias
 
 
 @dataclass(frozen=True)

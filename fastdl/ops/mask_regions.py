@@ -111,7 +111,7 @@ def both(a: Pairs, b: Pairs, sizes: Sizes) -> Pairs:
     allowed = [p.allowed for p in (a, b) if p.allowed is not None]
     pieces = _common_pieces(a.pieces, b.pieces, sizes.keys)
     if pieces is not None and len(pieces) > MOST_PIECES:
-        allowed.append(dense(Pairs(pieces=pieces), sizes))
+        allowed.append(_dense(Pairs(pieces=pieces), sizes))
         pieces = None
     return Pairs(
         max(lowest) if lowest else None,
@@ -157,7 +157,7 @@ def either(a: Pairs, b: Pairs, sizes: Sizes) -> Pairs:
             _add_piece(pieces, piece, sizes.keys)
         if len(pieces) <= MOST_PIECES:
             return Pairs(pieces=_without_empty(pieces))
-    return Pairs(allowed=dense(a, sizes) | dense(b, sizes))
+    return Pairs(allowed=_dense(a, sizes) | _dense(b, sizes))
 
 
 def _joined_bands(a: Pairs, b: Pairs) -> Pairs | None:
@@ -224,19 +224,32 @@ def stacked(pieces: tuple[Piece, ...], sizes: Sizes) -> tuple[Tensor, Tensor]:
     return torch.stack(bounds[::2]), torch.stack(bounds[1::2])
 
 
-def dense(pairs: Pairs, sizes: Sizes) -> Tensor:
-    """The pairs as a boolean tensor, broadcastable to [batch, heads, queries, keys]."""
-    keys = torch.arange(sizes.keys, device=sizes.device)
-    steps = keys - sizes.positions()[..., None]
-    parts = []
-    if pairs.lowest is not None:
-        parts.append(steps >= pairs.lowest)
-    if pairs.highest is not None:
-        parts.append(steps <= pairs.highest)
-    if pairs.pieces is not None:
-        begin, end = (bound[..., None] for bound in stacked(pairs.pieces, sizes))
-        parts.append(((begin <= keys) & (keys < end)).any(0))
-    if pairs.allowed is not None:
-        parts.append(pairs.allowed)
-    every = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=sizes.device)
-    return reduce(torch.logical_and, parts, every)
+def dense(
+    lowest: int | None,
+    highest: int | None,
+    spans: tuple[Tensor, Tensor] | None,
+    allowed: Tensor | None,
+    rows: Tensor,
+    cols: Tensor,
+) -> Tensor | None:
+    """The pairs that all of these let as a boolean tensor; None if there are none of these.
+
+    Broadcastable to [batch, heads, queries, keys]; `rows` [1, 1, queries, 1] and `cols` [keys] are
+    the indices, `spans` stacked begins and ends.
+    """
+    parts = [] if allowed is None else [allowed]
+    if lowest is not None:
+        parts.append(cols - rows >= lowest)
+    if highest is not None:
+        parts.append(cols - rows <= highest)
+    if spans is not None:
+        begin, end = (bound[..., None] for bound in spans)
+        parts.append(((begin <= cols) & (cols < end)).any(0))
+    return reduce(torch.logical_and, parts) if parts else None
+
+
+def _dense(pairs: Pairs, sizes: Sizes) -> Tensor:
+    spans = None if pairs.pieces is None else stacked(pairs.pieces, sizes)
+    rows, cols = sizes.positions()[..., None], torch.arange(sizes.keys, device=sizes.device)
+    tensor = dense(pairs.lowest, pairs.highest, spans, pairs.allowed, rows, cols)
+    return cols.new_ones(1, 1, 1, 1, dtype=torch.bool) if tensor is None else tensor

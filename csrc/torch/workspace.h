@@ -13,6 +13,6 @@ namespace fastdl {
 inline constexpr size_t kFreshBytes = size_t{1} << 20;
 inline constexpr size_t kKeptBytes = size_t{128} << 20;
 
-c10::DataPtr conv_memory(size_t bytes);
+c10::DataPtr workspace_memory(size_t bytes);
 
 }  // namespace fastdl

@@ -1,4 +1,4 @@
-#include "conv/conv_memory_torch.h"
+#include "torch/workspace.h"
 
 #include <algorithm>
 #include <mutex>
@@ -57,7 +57,7 @@ void release(void* block) { store().put(static_cast<Block*>(block)); }
 
 }  // namespace
 
-c10::DataPtr conv_memory(size_t bytes) {
+c10::DataPtr workspace_memory(size_t bytes) {
   if (bytes == 0) return {};
   if (bytes <= kFreshBytes) return c10::GetAllocator(c10::kCPU)->allocate(bytes);
   Block* block = store().take(bytes);
